@@ -51,7 +51,8 @@ def valid_pixels(labels_BHW: Tensor, num_classes: int, *, ignore_index: int = 25
     """
     labels_BHW = labels_BHW.long()  # before comparing: -1 would wrap round to 255 in uint8
     ignored_BHW = labels_BHW == ignore_index
-    are_known = ((labels_BHW >= 0) & (labels_BHW < num_classes) | ignored_BHW).all()
+    known_BHW = (labels_BHW >= 0) & (labels_BHW < num_classes) | ignored_BHW
+    are_known = known_BHW.all()
     message = (
         f"labels hold a value that is neither in 0..{num_classes - 1} nor ignore_index={ignore_index}: map the data "
         f"set's labels to these, or correct num_classes or ignore_index{f'; {BINARY}' if num_classes == 1 else ''}"
@@ -59,7 +60,7 @@ def valid_pixels(labels_BHW: Tensor, num_classes: int, *, ignore_index: int = 25
     if labels_BHW.device.type in ASSERTS_LATER:
         torch._assert_async(are_known, message)
     elif not torch.compiler.is_compiling() and not are_known:
-        raise RuntimeError(message)
+        raise RuntimeError(message.replace(":", f", such as {int(labels_BHW[~known_BHW][0])}:", 1))
     return ~ignored_BHW
 
 

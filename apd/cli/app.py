@@ -70,7 +70,9 @@ def parse(kind: type, arguments: list[str], **options: Any) -> Any:
         if not left.code:  # help was asked for
             raise
         plain = re.sub(r"[│╭╮╰╯─]|-{9,}|\x1b\[[\d;]*m", " ", errors.getvalue())  # without its box and colours
-        text, hint = " ".join(plain.split()), ""
+        text, hint = re.sub(" For full helptext, .*", "", " ".join(plain.split())), ""
+        text = re.sub("^Value error Error parsing [^:]*: |^(Unrecognized options) (?=Unrecognized)", "", text)
+        text = re.sub(r"Perhaps you meant: (.*)", _only_flags, text)
         if wrong := re.search(r"invalid choice '([^']*)' for argument '([^']*)'.*?one of \(([^)]*)\)", text):
             value, argument, choices = wrong.groups()
             if hint := did_you_mean(value, re.findall(r"[^', ]+", choices)):
@@ -78,6 +80,11 @@ def parse(kind: type, arguments: list[str], **options: Any) -> Any:
         raise UsageError(f"{hint}{text}") from None
     finally:
         sys.stdout.styled = False
+
+
+def _only_flags(proposed: re.Match[str]) -> str:
+    """The first three flags of what tyro proposes with the whole help of each."""
+    return f"Perhaps you meant {', '.join(re.findall('--[a-z][a-z.-]*', proposed[1])[:3])}"
 
 
 def only(arguments: list[str], flags: tuple[str, ...]) -> list[str]:

@@ -192,9 +192,9 @@ def train(arguments: list[str], sentence: str) -> int:
     record = runs.train(experiment, device=device, **options)
     if not started_rank():
         print(summary(record), flush=True)
-        for who, fact in {"the teacher": record.content["teacher"] or {}, "the student": record.content}.items():
-            if "confusion" in fact and (weak := too_weak(torch.tensor(fact["confusion"]), record.class_names)):
-                print(f"warning: {who}: {weak}", file=sys.stderr, flush=True)
+        matrix = record.content.get("confusion")
+        if matrix and (weak := too_weak(torch.tensor(matrix), record.class_names)):
+            print(f"warning: the student: {weak}", file=sys.stderr, flush=True)
         print(runs.run_folder(experiment) / "record.json")
     return 0
 

@@ -17,10 +17,10 @@ from apd.config.datasets import meaning_of, spec_of, what_changed
 from apd.config.experiment import Experiment
 from apd.config.inference_options import InferenceOptions, require_sides, require_split_sides
 from apd.data.coco import coco_spec
-from apd.data.images import DataError
+from apd.data.images import DataError, MissingData
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.scenes import OBJECTS
-from apd.data.specs import DatasetSpec
+from apd.data.specs import DatasetSpec, distinct_colours
 from apd.evaluation import inference as segmentation
 from apd.evaluation import predict as predictions
 from apd.evaluation.average_precision import Detections, ap_lines, image_ids, scored
@@ -157,11 +157,19 @@ def predict(arguments: list[str], sentence: str) -> int:
         failed.append(error)
         bar.write(f"apd: {error}", file=sys.stderr)
 
-    if not detection:
-        spec = spec_of(data)
-    else:
-        spec = OBJECTS if data.name == "scenes" else coco_spec(data.folder, data.val_part, annotations=data.annotations)
-    _compare(record, spec)
+    try:
+        if not detection:
+            spec = spec_of(data)
+        else:
+            scenes = data.name == "scenes"
+            spec = OBJECTS if scenes else coco_spec(data.folder, data.val_part, annotations=data.annotations)
+        _compare(record, spec)
+    except MissingData as error:  # a network is used where it was not trained
+        if detection:
+            raise
+        names = record.class_names
+        spec = DatasetSpec(data.name, names, distinct_colours(len(names)))
+        print(f"note: without the run's data its classes have colours by default ({error})", file=sys.stderr)
     model = trained_network(chosen.run, device=chosen.device or None)
     with tqdm(unit=" images", disable=None, leave=False) as bar:
         frames = predictions.read_frames(files, note, chosen.every, None if detection else data, options)

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -252,4 +253,5 @@ class Experiment:
         own = {name: getattr(self.teacher, name) for name in ("seed", "network", "training")}
         data = self.data if self.task == "detection" else replace(self.data, unlabelled=False)
         alone = {"teacher": None, "distillers": (), "inference": WHOLE_IMAGE}
-        return replace(self, name=f"{self.data.name}-teacher", data=data, **own, **alone)
+        folder = re.sub(r"[^A-Za-z0-9_.]+", "_", Path(self.data.folder).name) if self.data.name == "folder" else ""
+        return replace(self, name=f"{folder or self.data.name}-teacher", data=data, **own, **alone)

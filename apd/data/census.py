@@ -31,7 +31,7 @@ class Census(NamedTuple):
         rows += [("images", self.images.values()), *[("unlabelled", self.unlabelled)] * any(self.unlabelled)]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:{width}s}" + "".join(f"{cell!s:>12s}" for cell in row) for name, row in rows]
-        return [f"{lines[0]}   (share of {unit})", *lines[1:]]
+        return [f"{lines[0]}   (share of the labelled {unit}; ignored: of all)", *lines[1:]]
 
     def warnings(self, where: str) -> list[str]:
         """Sentences on probable mistakes of the data set `where`; DataError where there is nothing to learn."""

@@ -18,6 +18,7 @@ from apd.data.specs import UNLABELLED, DatasetSpec, Sample, SegmentationDataset
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 STEM = "{stem}"  # in a pattern of file names: what image and mask have in common
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # beside hidden ones, whose names begin with a dot
+ELSEWHERE = "expected a folder with images; dataset.yaml can name others by `images`, `masks` and `splits`"
 CACHE_BYTES = 2 << 30  # own choice: CamVid fits at any size, ADE20K (28 GB) and Cityscapes (25 GB) do not
 
 
@@ -48,7 +49,7 @@ def stem_of(path: Path) -> str:
 def _files_below(folder: Path) -> list[Path]:
     """All files below a folder, sorted, but hidden ones and what operating systems leave there."""
     if not os.path.isdir(folder):
-        raise MissingData(f"data folder {folder} is missing; expected a folder with images")
+        raise MissingData(f"data folder {folder} is missing; {ELSEWHERE}")
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be listed ({error.strerror})") from error
@@ -100,7 +101,7 @@ class PairedFolders:
             advice = 'say how masks are named, as in masks: "{stem}_mask.png"'
             raise DataError(f"{image_dir} is given for images and for masks; {advice}")
         if not os.path.isdir(image_dir):  # the masks' is found out below
-            raise MissingData(f"data folder {image_dir} is missing; expected a folder with images")
+            raise MissingData(f"data folder {image_dir} is missing; {ELSEWHERE}")
         self.image_dir, self.mask_dir = image_dir, mask_dir
         self.masks = images_below(mask_dir, mask_name, frozenset({image_dir} if mask_dir in image_dir.parents else ()))
         inside = {mask_dir} if image_dir in mask_dir.parents else set()

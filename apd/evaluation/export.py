@@ -105,8 +105,11 @@ def model_card(record: Any, size: tuple[int, int]) -> str:
 licence is stated: whoever publishes the weights adds `license:` above.
 
 ```python
-model = apd.models.Segmenter.from_pretrained("FOLDER_OR_NAME")
-labels_BHW = apd.evaluation.inference.predict_labels(model, images_B3HW)
+from apd.evaluation.inference import predict_labels
+from apd.models import Segmenter
+
+model = Segmenter.from_pretrained("FOLDER_OR_NAME")
+labels_BHW = predict_labels(model, images_B3HW)
 ```
 
 On {of[-1]}: {", ".join(f"{metric} {value:.4f}" for metric, value in means.items())}.

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import inspect
+import os
 import sys
 import traceback
 import warnings
@@ -97,9 +98,11 @@ class CustomSegmenter(nn.Module):
             if min(found.shape[2:]) < 2 or not found.isfinite().all():
                 raise ValueError(f"{where} are {tuple(found.shape)} for 65×97 zeros: expected 2×2 or more, all finite")
             if (channels := found.shape[1]) != self.num_classes and name != "features":
-                raise ValueError(
-                    f"{where} have {channels} channels: expected {self.num_classes}, the number of classes"
-                )
+                fix = "build the network for so many, or name another module by --network.logits"
+                if (channels, self.num_classes) == (1, 2):
+                    fix = "the two of one sigmoid channel z are apd.two_channel_logits(z)"
+                expected = f"expected {self.num_classes}, the number of classes; {fix}"
+                raise ValueError(f"{where} have {channels} channels: {expected}")
         # a part that gets no gradient, such as an auxiliary classifier, would be waited for by several ranks
         total, trained = sum(found.sum() for found in maps), [p for p in self.parameters() if p.requires_grad]
         for parameter, part in zip(trained, torch.autograd.grad(total, trained, allow_unused=True) if trained else ()):
@@ -130,7 +133,8 @@ def build_custom(
     """
     where, _, name = builder.rpartition(":")
     try:
-        module = _module_of(where, builder_sha256) if where.endswith(".py") else importlib.import_module(where)
+        with patch.object(sys, "path", [*sys.path, os.getcwd()]):  # as `python -m` has it
+            module = _module_of(where, builder_sha256) if where.endswith(".py") else importlib.import_module(where)
         if not callable(build := getattr(module, name, None)):
             raise ValueError(f"{where} has no function {name!r}{did_you_mean(name, vars(module).keys() - {name})}")
         words = [word for word in ("num_classes", "classes") if word in inspect.signature(build).parameters]
@@ -142,10 +146,11 @@ def build_custom(
             known = next((KNOWN_PATHS[kind] for kind in kinds if kind in KNOWN_PATHS), ("", ""))
             if not all(paths := (features or known[0], logits or known[1])):
                 children = ", ".join(dict(network.named_children()))
-                raise ValueError(f"give both paths, features and logits, of {kinds[0]}: in or below {children:.200}")
+                flags = "features and logits (--network.features, --network.logits, of a teacher --teacher.network.…)"
+                raise ValueError(f"give both paths, {flags}, of {kinds[0]}: in or below {children:.200}")
             return CustomSegmenter(network.cpu(), num_classes, *paths, *auxiliary)
     except (Exception, SystemExit) as error:
-        said = " ".join((str(error) if isinstance(error, ValueError) else repr(error)).split())
+        said = " ".join((str(error) if isinstance(error, ValueError | OSError) else repr(error)).split())
         lines = [f" (line {at.lineno})" for at in traceback.extract_tb(error.__traceback__) if at.filename == where]
         raise ValueError(f"builder {builder!r}: {said:.400}{''.join(lines[-1:])}") from error
 

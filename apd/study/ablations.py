@@ -93,7 +93,8 @@ FACTORS = (0.1, 1.0, 10.0)
 """What the weights of a method are multiplied by in its trials: every method gets the same three."""
 BEST: dict[str, float] = {
     **dict.fromkeys(("attention_transfer", "ifvd", "idd", "cwd", "cirkd", "mgd", "lskd"), 0.1),
-    **{"skd": 10.0, "i2ckd": 10.0},
+    "skd": 10.0,
+    "i2ckd": 10.0,
 }
 """The factor with which a method's trial was best on val, where that is not 1; a test holds it to the records."""
 WEIGHTS: dict[str, tuple[str, ...]] = {

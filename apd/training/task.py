@@ -15,6 +15,7 @@ from apd.config.datasets import Splits
 from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
 from apd.data.batches import training_batches
 from apd.distillers.base import DistillerConfig, build_distiller
+from apd.evaluation.inference import too_weak
 from apd.fields import UserError
 from apd.models.checkpoints import load_weights
 from apd.training.distributed import ALONE, Ranks, of_every_rank
@@ -195,8 +196,12 @@ def load_teacher(task: Any, path: Path, num_classes: int, device: torch.device) 
     """
     path = Path(os.path.expanduser(path))
     record, given = path.with_name("record.json"), task.experiment.teacher.weights_file
-    fix = "(--teacher.weights-file)" if given else f"restore it, or delete {record} to finish the teacher's run again"
+    fix = f"restore it, or delete {record} to finish the teacher's run again"
+    if given:
+        fix = "give another --teacher.weights-file, or by --teacher.network.… the network that it is of"
     if not path.is_file():
+        inside = path / "weights.safetensors"
+        fix = f"did you mean {inside}?" if inside.is_file() else fix
         raise TeacherError(f"teacher weights {path}: there is no such file; {fix}")
     known = read_record(record).content if path.name == "weights.safetensors" and record.is_file() else {}
     network = task.experiment.teacher.network
@@ -204,8 +209,8 @@ def load_teacher(task: Any, path: Path, num_classes: int, device: torch.device) 
     try:
         task.teacher_sha256 = load_weights(teacher, path, sha256=known.get("weights_sha256", ""))
     except (RuntimeError, OSError) as error:
-        what = f"the network is {network} with {num_classes} classes"
-        raise TeacherError(f"teacher weights {error}; {fix}; {what}") from error
+        kind = getattr(network, "builder", "") or f"{getattr(network, 'head', 'Mask R-CNN')} on {network.backbone}"
+        raise TeacherError(f"teacher weights {error}; {fix}; the teacher is {kind}, {num_classes} classes") from error
     return teacher.eval().requires_grad_(False)
 
 
@@ -215,6 +220,8 @@ def measure_teacher(task: Any, teacher: nn.Module, splits: Splits, ranks: Ranks 
     fact = task.evaluate(teacher, splits.evaluation, experiment.inference, ranks)
     (score, value), expected = task.headline(fact), getattr(experiment.teacher, task.expected)
     ranks.print(f"{experiment.name}: teacher {score} {value:.4f} on {split}")
+    if "confusion" in fact and (weak := too_weak(torch.tensor(fact["confusion"]), splits.evaluation.spec.class_names)):
+        ranks.print(f"warning: the teacher: {weak}")
     if not value >= expected:
         reason = f"below teacher.{task.expected} = {expected}: wrong weights, wrong data or wrong image size"
         raise of_every_rank(TeacherError(f"the teacher's {score} is {value:.4f} on {split}, {reason}"))

@@ -54,6 +54,7 @@ class TrainStep:
         self.losses: Any = ranks.wrapped(task)
         captured = self.training.cuda_graph and self.device.type == "cuda" and ranks.size == 1
         self.captured = CapturedStep(self.gradients) if captured else None
+        self.checks_values = not captured
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Update student and heads by this rank's part of a batch. Returns the detached terms of the whole batch."""
@@ -61,8 +62,10 @@ class TrainStep:
             for optimiser in self.optimisers.values():
                 optimiser.zero_grad(set_to_none=True)
         micro_batches = self.task.micro_batches(batch, self.device)
-        with values_unchecked():  # the loop looks at the losses
+        # later the loop looks at the losses alone
+        with nullcontext() if self.checks_values else values_unchecked():
             terms = (self.captured or self.gradients)(*micro_batches)
+        self.checks_values = False
         if self.training.clip_norm is not None:
             trained = [p for group in self.optimisers["student"].param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.training.clip_norm)

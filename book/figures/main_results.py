@@ -132,8 +132,8 @@ def page(found: Sequence[Result]) -> str:
             "",
             *advice(found),
             "",
-            "Each comparison, one of them of detectors, has one pair of networks; the tests cover the student’s seed, not "
-            "other teachers.",
+            "Each comparison, one of them of detectors, has one pair of networks; the tests cover the student’s seed, "
+            "not other teachers.",
             "::::",
             "",
             f'<figure class="align-center" id="main-results">\n<div>\n{images}\n</div>',

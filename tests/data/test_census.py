@@ -37,7 +37,7 @@ def test_counts_are_those_of_the_labels_however_read_and_shares_those_of_the_pix
     spec = InstanceSpec("pets", ("cat", "dog", "newt", "bird"))
     counts = {"train": np.array([2500, 7499, 1, 0, 10_000]), "val": np.array([1, 0, 0, 0, 0])}
     head, *rows = (" ".join(line.split()) for line in Census(spec, {"train": 7, "val": 1}, counts).table())
-    assert head == "class train val (share of objects)"
+    assert head == "class train val (share of the labelled objects; ignored: of all)"
     shares = ["cat 25.00 % 100.00 %", "dog 74.99 % none", "newt 0.01 % none", "bird none none", "ignored 50.00 % none"]
     assert rows == [*shares, "images 7 1"]
 
@@ -86,7 +86,7 @@ def test_a_warning_and_the_table_come_once_before_the_teacher(tmp_path, capsys):
     assert trained(folder) == 0
     captured = capsys.readouterr()
     assert len(re.findall(f"warning: .*{message}", captured.err)) == 1, "once, not for the teacher again"
-    assert captured.out.index("class  ") < captured.out.index("folder-teacher: step 0"), "the table comes first"
+    assert captured.out.index("class  ") < captured.out.index(f"{folder.name}-teacher: step 0"), "the table comes first"
     assert trained(folder, "--seed", "1", "--dry-run") == 0
     assert re.search(message, capsys.readouterr().out)
 

@@ -1,6 +1,5 @@
 """On a fresh machine `make` is never silent, advice and CI are right, and all files describe one environment."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -151,15 +150,6 @@ def test_every_installed_version_of_the_lock_admits_the_oldest_and_the_newest_py
             looked_at[str(pin), python] = f"{python}.0" in admitted
     assert [one for one, admitted in looked_at.items() if not admitted] == []
     assert len(looked_at) > 300
-
-
-def test_what_the_book_copies_into_its_pages_comes_from_packages_that_are_asked_for(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
-    assets = importlib.import_module("offline_assets")
-    assert Path(importlib.util.find_spec("ziamath").origin).with_name("fonts").joinpath(assets.STIX).exists()
-    asked = {canonicalize_name(requirement.name) for requirement in direct_requirements()}
-    used = (module.__name__.split(".")[0].lower() for module in (assets.subset, sys.modules[assets.convert.__module__]))
-    assert {"ziamath", *used} <= asked
 
 
 def test_no_file_of_the_environment_names_the_address_of_a_registry():

@@ -151,10 +151,7 @@ def test_every_method_gets_the_same_trials_of_its_weights_and_pixel_kd_beside_it
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (
-            "--only=long-seed7",
-            "only = 'long-seed7': expected a part of one of the labels short-seed0, long-seed0",
-        ),
+        ("--only=long-seed7", "only = 'long-seed7': expected a part of one of the labels short-seed0, long-seed0"),
         ("--workers=-1", "workers = -1: expected a whole number of at least 0 and at most 256\n"),
         ("--processes=0", "processes = 0: expected a whole number of at least 1 and at most 256\n"),
         ("--minutes=nan", "minutes = nan: expected a number above 0\n"),

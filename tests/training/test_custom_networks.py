@@ -46,6 +46,7 @@ class Own(torch.nn.Module):
     def forward(self, images):
         return self.last(self.body(images)), self.pool(self.body(images)), self.aux(self.body(images))
 def four(): return Own(4)
+def soft(classes): net = Own(classes); net.last = torch.nn.Sequential(net.last, torch.nn.Softmax(1)); return net
 def nothing(num_classes): return None
 def broken(num_classes): raise KeyError(f"no weights for {num_classes}")
 def leaves(): raise SystemExit(3)
@@ -62,7 +63,9 @@ def nets(tmp_path_factory):
 
 
 def pair(nets, student, teacher, **training) -> Experiment:
-    one, other = (NetworkConfig(builder=f"{nets}:{n}", **(OWN if n == "Own" else {})) for n in (student, teacher))
+    one, other = (
+        NetworkConfig(builder=f"{nets}:{n}", **(OWN if n in ("Own", "soft") else {})) for n in (student, teacher)
+    )
     return replace(tiny("apd", **training), network=one, teacher=replace(TEACHER, network=other))
 
 
@@ -154,7 +157,13 @@ def test_weights_are_read_strictly_from_the_files_that_people_have(how, nets, ru
     refused(build, ExperimentError, names=(str(file), f"{name} is missing (nearest in the file: decoder."))
 
 
-def test_a_changed_file_is_another_experiment_and_in_a_run_of_the_older_it_is_said(nets, runs, tmp_path):
+def test_a_run_says_that_its_networks_logits_are_probabilities(nets, runs):
+    with pytest.warns(UserWarning, match="student_logits holds probabilities, not logits"):
+        train(pair(nets, "soft", "unet"))
+
+
+def test_a_changed_file_is_another_experiment_and_in_a_run_of_the_older_it_is_said(nets, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (file := tmp_path / "mine.py").write_text(NETS)
     made = lambda: replace(tiny(), network=NetworkConfig(builder=f"{file}:Own", **OWN))  # noqa: E731
     train(one := made())
@@ -162,6 +171,7 @@ def test_a_changed_file_is_another_experiment_and_in_a_run_of_the_older_it_is_sa
     assert run_folder(made()) != run_folder(one)
     with pytest.warns(UserWarning, match=r"mine\.py is not as it was when the experiment was made"):
         trained_network(one)
+    assert build_custom("mine:Own", 10, **OWN).num_classes == 10, "a module of the working directory"
 
 
 BAD = {
@@ -177,7 +187,7 @@ BAD = {
     "NETS:Own never last": ["'never' has not run"],
     "NETS:Own pool last": ["features 'pool' are (1, 6, 1, 1)", "expected 2×2 or more"],
     "NETS:Own body body": ["logits 'body' have 6 channels: expected 10"],
-    "NETS:four body last": ["logits 'last' have 4 channels: expected 10"],
+    "NETS:four body last": ["logits 'last' have 4 channels: expected 10", "; build the network for so many"],
     "NETS:infinite body last": ["all finite"],
     "NETS:unet encoder": ["'encoder' (TimmUniversalEncoder) returned a list"],
 }

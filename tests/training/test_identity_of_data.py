@@ -61,6 +61,9 @@ def test_a_run_goes_on_and_is_used_with_what_it_was_begun_with_alone(changed, ru
             said = capsys.readouterr().err
             assert words.split(": ")[1] in said if other else ("of an older kind" in said) == older
             assert "of train are not those" in said or changed != "train" or command[0] != "evaluate"
+    shutil.move(image, seen := tmp_path / "seen.png")
+    shutil.rmtree(folder)
+    assert leave("predict", file, seen, "--to", tmp_path) == 0, "a network is used where its data are not"
 
 
 def test_a_split_without_a_label_that_counts_is_refused_before_a_teacher_is_trained(runs, monkeypatch):

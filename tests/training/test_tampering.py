@@ -103,7 +103,7 @@ def test_a_run_goes_on_with_the_teacher_and_the_settings_that_it_was_begun_with_
     names = ("other weights of the teacher", f"restore them, or delete {begun}")
     refused(lambda: train(experiment, on_step=pytest.fail), CheckpointError, names=names)
     file.unlink()
-    refused(lambda: train(experiment), TeacherError, names=(str(file), "no such file; (--teacher.weights-file)"))
+    refused(lambda: train(experiment), TeacherError, names=(str(file), "no such file; give another --teacher."))
     shutil.copy(weights, file)
     content = train(experiment, on_step=lambda step: step == 6 and file.unlink()).content
     assert content["teacher"]["weights_sha256"] == train(of_teacher).content["weights_sha256"], "of what was loaded"

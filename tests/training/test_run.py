@@ -103,7 +103,7 @@ def test_a_teacher_from_a_file_fits_reaches_its_stated_score_and_is_frozen(exper
     given = replace(experiment, teacher=replace(experiment.teacher, **reached))
     train(given)
     assert outcome(given) | {"fingerprint": ""} == outcome(experiment) | {"fingerprint": ""}
-    with pytest.raises(TeacherError, match="teacher weights .*; give another --teacher.*; the teacher is "):
+    with pytest.raises(TeacherError, match=r"teacher weights .*; give another --teacher.*; the teacher is "):
         train(replace(given, teacher=replace(given.teacher, network=experiment.network)))
     with pytest.raises(TeacherError, match=rf"the teacher's {score} is 0\.\d+ on val, below teacher.{expected} = 0.9"):
         train(replace(experiment, teacher=replace(experiment.teacher, **{expected: 0.9})))

@@ -166,8 +166,7 @@ def undisturbed(experiment):
         return outcome(experiment)
 
 
-# Children come from a server that has imported the package once: one starts in a hundredth of the time of a new Python,
-# and, unlike a fork of the tests' own process, it inherits no threads.
+# Children of a server that has imported the package start at once and, unlike a fork of this process, without threads.
 _CHILDREN = multiprocessing.get_context("forkserver")
 _CHILDREN.set_forkserver_preload(["apd.training.run", "torchvision.transforms.v2.functional"])
 

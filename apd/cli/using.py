@@ -157,19 +157,11 @@ def predict(arguments: list[str], sentence: str) -> int:
         failed.append(error)
         bar.write(f"apd: {error}", file=sys.stderr)
 
-    try:
-        if not detection:
-            spec = spec_of(data)
-        else:
-            scenes = data.name == "scenes"
-            spec = OBJECTS if scenes else coco_spec(data.folder, data.val_part, annotations=data.annotations)
+    if not detection:
+        spec = _spec_or_names(record)
+    else:
+        spec = OBJECTS if data.name == "scenes" else coco_spec(data.folder, data.val_part, annotations=data.annotations)
         _compare(record, spec)
-    except MissingData as error:  # a network is used where it was not trained
-        if detection:
-            raise
-        names = record.class_names
-        spec = DatasetSpec(data.name, names, distinct_colours(len(names)))
-        print(f"note: without the run's data its classes have colours by default ({error})", file=sys.stderr)
     model = trained_network(chosen.run, device=chosen.device or None)
     with tqdm(unit=" images", disable=None, leave=False) as bar:
         frames = predictions.read_frames(files, note, chosen.every, None if detection else data, options)
@@ -264,6 +256,17 @@ def split_described(record: Record, split: str) -> str:
     data = record.experiment.data
     trained_on = split == "val" and data.name == "coco" and data.val_part == data.train_part
     return f"{split}, which are the images that were trained on" if trained_on else split
+
+
+def _spec_or_names(record: Record) -> DatasetSpec:
+    """The compared spec of the run's data or, where they are not at hand, the classes with colours by default."""
+    try:
+        _compare(record, spec := spec_of(record.experiment.data))
+    except MissingData as error:
+        print(f"note: without the run's data its classes have colours by default ({error})", file=sys.stderr)
+        names = tuple(record.class_names)
+        spec = DatasetSpec(record.experiment.data.name, names, distinct_colours(len(names)))
+    return spec
 
 
 def _compare(record: Record, spec: DatasetSpec | InstanceSpec, split: str = "val", dataset: Any = None) -> None:

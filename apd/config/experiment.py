@@ -253,5 +253,10 @@ class Experiment:
         own = {name: getattr(self.teacher, name) for name in ("seed", "network", "training")}
         data = self.data if self.task == "detection" else replace(self.data, unlabelled=False)
         alone = {"teacher": None, "distillers": (), "inference": WHOLE_IMAGE}
-        folder = re.sub(r"[^A-Za-z0-9_.]+", "_", Path(self.data.folder).name) if self.data.name == "folder" else ""
-        return replace(self, name=f"{folder or self.data.name}-teacher", data=data, **own, **alone)
+        whose = self.data.name == "folder" and as_label(Path(self.data.folder).name)
+        return replace(self, name=f"{whose or self.data.name}-teacher", data=data, **own, **alone)
+
+
+def as_label(name: str) -> str:
+    """A name as part of a run's label: what is no letter, figure, dot or underscore becomes an underscore."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", name)

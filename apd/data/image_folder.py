@@ -18,7 +18,7 @@ from apd.data.specs import UNLABELLED, DatasetSpec, Sample, SegmentationDataset
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 STEM = "{stem}"  # in a pattern of file names: what image and mask have in common
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # beside hidden ones, whose names begin with a dot
-ELSEWHERE = "expected a folder with images; dataset.yaml can name others by `images`, `masks` and `splits`"
+ELSEWHERE = "expected a folder with images; the dataset.yaml of a folder of yours can name others"
 CACHE_BYTES = 2 << 30  # own choice: CamVid fits at any size, ADE20K (28 GB) and Cityscapes (25 GB) do not
 
 

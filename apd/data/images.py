@@ -192,7 +192,7 @@ def _unknown(codes_N: NDArray[np.int32], spec: DatasetSpec) -> str:
     if not spec.file_colours:
         named = ", ".join(f"{value} ({count} pixels)" for value, count in zip(codes[:8], counts, strict=False))
         more = f" and {len(codes) - 8} more values" if len(codes) > 8 else ""
-        fix = "correct the mask, or `classes`, `values` or `ignore` in dataset.yaml"
+        fix = "correct the mask or, of a folder of yours, `classes`, `values` or `ignore` in dataset.yaml"
         return f"label values {named}{more}; expected {_expected(spec)}; {fix}"
     colour, labels = [*int(codes[counts.argmax()]).to_bytes(3, "little")], _labels_of_colours(spec)
     nearest = min(labels, key=lambda entry: math.dist(entry, colour))

@@ -226,7 +226,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "scenes-tiny-tuning": _scenes_tiny_tuning,
     # four times the student's steps, the same teacher; learning rates were not tried anew
     "scenes-longer": partial(_scenes_methods, (1.0, 0.0), longer=4),
-    "scenes-dial": _scenes_context_shifts,
+    "scenes-shifts": _scenes_context_shifts,
     "scenes-terms": partial(_scenes_variants, ablations.term_variants),
     "scenes-options": partial(_scenes_variants, ablations.option_variants),
     "scenes-rivals": partial(_scenes_variants, ablations.other_method_variants),

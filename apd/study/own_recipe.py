@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import re
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig
+from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, as_label
 from apd.config.inference_options import SMALLEST_SIDE
 from apd.data.dataset_yaml import folder_spec, has_split, image_sizes, unlabelled_images
 from apd.fields import ExperimentError
@@ -103,7 +102,7 @@ def own_recipe(
         NetworkConfig(backbone=backbone, weights=weights, head_width=width, output_stride=stride)
         for (backbone, weights), width in ((_start(STUDENTS, student), 128), (_start(TEACHERS, teacher), 256))
     )
-    name = f"{re.sub(r'[^A-Za-z0-9_.]+', '_', folder_spec(folder).name)}-{method}-seed{seed}"
+    name = f"{as_label(folder_spec(folder).name)}-{method}-seed{seed}"
     networks = {"network": own, "teacher": TeacherConfig(network=taught, training=training)}
     distillers, unlabelled = DISTILLERS_OF[method], len(unlabelled_images(folder))
     data = replace(data, unlabelled=bool(unlabelled and distillers))

@@ -38,7 +38,7 @@ SECONDS_OF_APD = {"facade-small": 2.09, "facade-full": 1.5, "camvid-small": 1.96
 SECONDS_OF_APD |= {"tiny": 1.6, "small": 1.45, "full": 1.45}
 """A step of APD as a multiple of the baseline's. The last three were set beforehand and belong to experiments that were
 run with them. facade-small and camvid-small: the ratio of core seconds (a test holds the first to the records of
-`facade-learning-rates` within 3 %). Full sizes: not measured on a GPU."""
+seed 0 within 3 %). Full sizes: not measured on a GPU."""
 SMALL_LEARNING_RATES = dict.fromkeys(METHODS, 0.04) | {"pixel_kd": 0.02, "apd": 0.02}
 """Of each method on CamVid with small networks: the best of three on val (`camvid-small-rates`; a test holds it). The
 gradient grows with every loss that is added, so one learning rate would not be fair to all."""

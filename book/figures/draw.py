@@ -40,7 +40,7 @@ def main() -> None:
     for name, content in drawings().items():
         (STATIC / name).write_text(content, encoding="utf-8")
         print(STATIC / name)
-    for name, image in (("scenes-dial", scenes.draw()), ("augmentation", augmentation.draw())):
+    for name, image in (("scenes-shifts", scenes.draw()), ("augmentation", augmentation.draw())):
         image.save(STATIC / f"{name}.jpg", quality=90, subsampling=0, optimize=True)
         print(STATIC / f"{name}.jpg")
 

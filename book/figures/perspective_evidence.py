@@ -106,7 +106,7 @@ def _identity(run: Experiment) -> dict[str, str]:
 
 
 def planned() -> Iterator[dict[str, Experiment]]:
-    """The runs behind each file, by method: those of the campaigns `scenes-tiny` and `scenes-dial`, seed by seed."""
+    """The runs behind each file, by method: those of the campaigns `scenes-tiny` and `scenes-shifts`, seed by seed."""
     for seed, context_shift in itertools.product(range(5), (0.0, 0.25, 0.5, 0.75, 1.0)):
         yield {method: scenes_experiment(method, seed, context_shift) for method in STUDENTS}
 

@@ -48,9 +48,8 @@ def test_every_link_within_the_book_leads_somewhere(visit, name, base, book):
 
 def test_equations_are_set_in_the_font_that_comes_along(opened):
     with opened("notebooks/01_method.html") as page:
-        page.evaluate("document.fonts.ready")
-        loaded = page.evaluate("[...document.fonts].filter(f => f.status == 'loaded').map(f => f.family)")
-        assert "STIX Two Math" in " ".join(loaded)
+        loaded = "document.fonts.ready.then(all => [...all].filter(f => f.status == 'loaded').map(f => f.family))"
+        assert "STIX Two Math" in " ".join(page.evaluate(loaded))
         assert page.locator("div.math math").count() > 0
 
 

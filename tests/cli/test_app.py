@@ -133,7 +133,10 @@ def test_recipes_are_listed_and_shown_as_they_are_run(arguments, capsys):
         (["train", "tiny-apd", "--method=student"], ["--method=student: the recipe tiny-apd says it already"]),
         (["campaign", "scenes"], ["there is no campaign 'scenes'", "did you mean 'scenes-tiny'?"]),
         (["train", "--size", "smal"], ["'smal'", "did you mean 'small'?"]),
-        (["train", "--training.lerning-rate", "1"], ["--training.lerning-rate", "--training.learning-rate"]),
+        (
+            ["train", "--training.lerning-rate", "1"],
+            ["--training.lerning-rate", "Perhaps you meant --training.learning-rate, "],
+        ),
         (["train", "--training.learning-rate", "fast"], ["--training.learning-rate", "'fast'"]),
         (["train", "--training.batch-size", "1"], ["TrainingConfig.batch_size = 1", "at least 2"]),
         (["evaluate"], ["Missing", "RUN"]),

@@ -304,7 +304,6 @@ def test_a_run_whose_data_have_other_categories_today_writes_no_results(detector
     content |= {"categories": content["categories"][::-1][:2], "annotations": []}
     file.write_text(json.dumps(content))
     monkeypatch.setenv("APD_DATA", str(tmp_path))
-    image = next((root / "val2017").iterdir())
-    assert leave("predict", detector, image, "--to", tmp_path / "seen") == 1
+    assert leave("predict", detector, next((root / "val2017").iterdir()), "--to", tmp_path / "seen") == 1
     assert "than this run was trained on (class_names of the split val: 'person' then," in capsys.readouterr().err
     assert not (tmp_path / "seen").exists()

@@ -94,8 +94,7 @@ def test_a_damaged_one_is_named_and_a_student_needs_a_distiller_for_them(tmp_pat
 def test_a_share_of_the_labels_is_spread_over_the_data_and_the_rest_is_unlabelled_or_left_out():
     scenes = Scenes(10, height=32, width=48, context_shift=0.5, seed=0)
     some, few, one = (PartlyLabelled(scenes, share, unlabelled=share > 0.25) for share in (0.3, 0.2, 1e-9))
-    places = ["".join(sample.name[-1] for sample in data) for data in (some, few, one)]
-    assert places == ["0361245789", "05", "0"]
+    assert ["".join(sample.name[-1] for sample in data) for data in (some, few, one)] == ["0361245789", "05", "0"]
     assert [bool((sample.labels_HW == UNLABELLED).all()) for sample in some] == [False] * 3 + [True] * 7
     assert not (scenes[1].labels_HW == UNLABELLED).any(), "the data set's own"
     others = PartlyLabelled(scenes, 0.3, unlabelled=False), PartlyLabelled(scenes, 0.3, unlabelled=True, more=scenes)

@@ -53,10 +53,8 @@ def test_export_writes_a_runs_student_with_its_classes_its_size_and_a_card_of_it
     )
     assert card.data.license is None
     assert "taught by APD." in card.text
-    exec(
-        card.text.split("```python")[1].split("```")[0].replace("FOLDER_OR_NAME", str(to)),
-        {"images_B3HW": torch.rand(1, 3, 32, 48)},
-    )
+    code = card.text.split("```python")[1].split("```")[0]
+    exec(code.replace("FOLDER_OR_NAME", str(to)), {"images_B3HW": torch.rand(1, 3, 32, 48)})
     (to / "README.md").write_text("license: mine")
     assert leave("export", run_folder(tiny("apd")), "--to", to) == 0
     assert capsys.readouterr().out.endswith("README.md, which was there and is kept as it was\n")

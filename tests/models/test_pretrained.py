@@ -18,10 +18,6 @@ from apd.models.backbones import create_backbone
 from apd.models.pretrained import OFFLINE_WEIGHTS, TORCHVISION_WEIGHTS, classifier_tensors, create_with_timm_weights
 
 
-def checkpoint_of(name):
-    return torch.load(pretrained.offline_file(name), map_location="cpu", weights_only=True)
-
-
 def reference_features(checkpoint, images):
     """The last map of every stage, from the checkpoint's own tensors alone (a stage starts where the width changes)."""
 
@@ -67,7 +63,8 @@ def test_the_loaded_network_computes_what_the_checkpoint_says(name, size):
     pretrained.load_offline_weights(network, name)
     blots = torch.rand(1, 3, 6, 9, generator=torch.Generator().manual_seed(0))
     images = (F.interpolate(blots, size=size, mode="bilinear") * 2 - 1).double()
-    checkpoint = {k: v.double() if v.is_floating_point() else v for k, v in checkpoint_of(name).items()}
+    checkpoint = torch.load(pretrained.offline_file(name), map_location="cpu", weights_only=True)
+    checkpoint = {k: v.double() if v.is_floating_point() else v for k, v in checkpoint.items()}
     expected = reference_features(checkpoint, images)
     with torch.no_grad():
         maps = network.double()(images)

@@ -141,7 +141,7 @@ def test_the_made_up_pixels_show_what_their_caption_says(draw):
     assert wrong["batch"] > labels.numel() / 5
 
 
-@pytest.mark.parametrize(("module", "file"), [("scenes", "scenes-dial.jpg"), ("augmentation", "augmentation.jpg")])
+@pytest.mark.parametrize(("module", "file"), [("scenes", "scenes-shifts.jpg"), ("augmentation", "augmentation.jpg")])
 def test_the_committed_images_show_what_is_drawn_today(draw, module, file):
     drawn = np.asarray(importlib.import_module(module).draw(), dtype=int)
     with Image.open(STATIC / file) as stored:

@@ -1,5 +1,6 @@
 """On a fresh machine `make` is never silent, advice and CI are right, and all files describe one environment."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from email.parser import Parser
 from importlib import metadata
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -150,6 +152,17 @@ def test_every_installed_version_of_the_lock_admits_the_oldest_and_the_newest_py
             looked_at[str(pin), python] = f"{python}.0" in admitted
     assert [one for one, admitted in looked_at.items() if not admitted] == []
     assert len(looked_at) > 300
+
+
+def test_what_the_book_sets_formulas_with_is_asked_for_and_what_it_cannot_set_is_a_warning(monkeypatch, caplog):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    assets = importlib.import_module("offline_assets")
+    assert Path(assets.find_spec("ziamath").origin).with_name("fonts").joinpath(assets.STIX).is_file()
+    assert {"ziamath", "latex2mathml", "fonttools"} <= {canonicalize_name(one.name) for one in direct_requirements()}
+    for formula in ("x^2", r"\mathcal C", r"\unknown x"):
+        with pytest.raises(assets.nodes.SkipNode):
+            assets.formula(SimpleNamespace(body=[]), assets.nodes.math(text=formula))
+    assert [record.args[0] for record in caplog.records] == [r"\mathcal C", r"\unknown x"]
 
 
 def test_no_file_of_the_environment_names_the_address_of_a_registry():

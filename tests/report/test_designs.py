@@ -91,7 +91,7 @@ def shifted(rise=0.1, seeds=5, shifts=(0.0, 0.25, 0.5, 0.75, 1.0), wobble=0.004)
     def keep(e):
         return e.seed < seeds and e.data.context_shift in shifts
 
-    return [r for name in ("scenes-tiny", "scenes-dial") for r in made_up_campaign(name, right, keep)]
+    return [r for name in ("scenes-tiny", "scenes-shifts") for r in made_up_campaign(name, right, keep)]
 
 
 def test_gains_and_their_change_between_the_ends_are_paired_by_seed():

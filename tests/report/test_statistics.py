@@ -62,8 +62,7 @@ def test_one_value_has_no_deviation_no_value_no_mean_and_equal_ones_no_doubt():
 )
 def test_a_difference_is_significant_only_when_the_interval_leaves_out_zero(differences, significant):
     values = {seed: 0.5 + difference for seed, difference in enumerate(differences)}
-    found = paired_difference(values, dict.fromkeys(values, 0.5))
-    assert found.significant == significant
+    assert paired_difference(values, dict.fromkeys(values, 0.5)).significant == significant
 
 
 def test_pairing_takes_the_seeds_that_both_have_and_takes_out_what_they_share():

@@ -195,7 +195,7 @@ def test_learning_rates_on_labelmefacade_are_the_best_of_their_records_and_the_l
     for record in (r for found in records.values() for r in found if r.experiment.seed == 0):
         of.setdefault(method_of(record.experiment), {})[record.experiment.training.learning_rate] = record
     for method, tried in of.items():
-        if set(tried) == set(study.TRIED_LEARNING_RATES):  # until then the middle of the grid stands
+        if set(tried) == set(study.TRIED_LEARNING_RATES):  # until then the baseline's stands
             best = max(tried, key=lambda rate: reading.validation_score(tried[rate]))
             assert LEARNING_RATES[method] == best
             assert min(tried) < best < max(tried)

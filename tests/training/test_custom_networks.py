@@ -63,9 +63,7 @@ def nets(tmp_path_factory):
 
 
 def pair(nets, student, teacher, **training) -> Experiment:
-    one, other = (
-        NetworkConfig(builder=f"{nets}:{n}", **(OWN if n in ("Own", "soft") else {})) for n in (student, teacher)
-    )
+    one, other = (NetworkConfig(builder=f"{nets}:{n}", **(OWN if n in "Own soft" else {})) for n in (student, teacher))
     return replace(tiny("apd", **training), network=one, teacher=replace(TEACHER, network=other))
 
 

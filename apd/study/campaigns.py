@@ -156,7 +156,7 @@ def _facade_tuning() -> Iterator[Experiment]:
     student, teacher = replace(base, teacher=None), base.teacher_experiment()
     teachers = [(teacher, "teacher", stride, steps, 8e-4) for stride, steps in ((16, 1200), (8, 1200), (8, 2400))]
     students = [(student, "student", 16, 1200, tried) for tried in (5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 16e-4)]
-    students += [(student, "student", 16, steps, tried) for steps, tried in ((2400, 2e-4), (2400, 8e-4), (4800, 8e-4))]
+    students += [(student, "student", 16, steps, 8e-4) for steps in (2400, 4800)]
     for experiment, role, stride, steps, tried in (*students, *teachers):
         network = replace(experiment.network, output_stride=stride)
         changed = replace(experiment, network=network, training=replace(experiment.training, iterations=steps))
@@ -164,10 +164,11 @@ def _facade_tuning() -> Iterator[Experiment]:
 
 
 def _facade_learning_rates() -> Iterator[Experiment]:
-    """Trials beside the runs of seed 0 in `facade-small`, which are at the first of the learning rates."""
-    for tried, method in product(TRIED_LEARNING_RATES[1:], TUNED_METHODS):
-        experiment = _tried(recipe("facade-small", method), tried, method)
-        yield _seed0(experiment, teacher=None if method == "student" else experiment.teacher)
+    """Trials beside the runs of seed 0 in `facade-small`, which are at the learning rates chosen."""
+    for tried, method in product(TRIED_LEARNING_RATES, TUNED_METHODS):
+        if tried != known.LEARNING_RATES[method]:
+            experiment = _tried(recipe("facade-small", method), tried, method)
+            yield _seed0(experiment, teacher=None if method == "student" else experiment.teacher)
 
 
 def _facade_pairs() -> Iterator[Experiment]:
@@ -182,14 +183,17 @@ def _facade_pairs() -> Iterator[Experiment]:
 def _facade_few_labels() -> Iterator[Experiment]:
     """A tenth of the labels: the baseline, APD, and APD and pixel KD with the other images, unlabelled, as well.
 
-    Half the steps of `facade-small` for the student, a third for the teacher: there is less to learn from.
+    Half the steps of `facade-small` for the student, a third for the teacher: there is less to learn from. All methods
+    at the baseline's learning rate.
     """
     variants = ("student", False), ("apd", False), ("apd", True), ("pixel_kd", True)
     for seed, (method, more) in product(range(3), variants):
         experiment = lengthened(recipe("facade-small", method, seed=seed), student=1 / 2, teacher=1 / 3)
         data = replace(experiment.data, labelled_share=0.1, unlabelled=more)
+        training = replace(experiment.training, learning_rate=known.LEARNING_RATES["student"])
         name, teacher = f"{method}{'_unlabelled' if more else ''}-seed{seed}", experiment.teacher
-        yield replace(experiment, name=name, data=data, teacher=None if method == "student" else teacher)
+        teacher = None if method == "student" else teacher
+        yield replace(experiment, name=name, data=data, training=training, teacher=teacher)
 
 
 # detection

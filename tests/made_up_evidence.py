@@ -24,24 +24,15 @@ def made_up_evidence(context_shift=1.0, seed=0, *, distance=None, miou=None, ima
     networks = ["teacher", "student", "pixel_kd", "apd", "apd_without_kd"]
     drawn = {name: of_seed.uniform(0.3, 0.6, images) for name in networks} | dict(miou or {})
     right = {name: of_seed.uniform(0.7, 0.9, images) for name in networks}
+    names, known = {"apd": fingerprint(experiment)}, weights or {}
+    runs = {n: {"fingerprint": names.get(n, "0" * 12), "weights_sha256": known.get(n, "9" * 64)} for n in networks}
+    data = {"name": "scenes", "split": "test", "class_names": list(SCENES.class_names)}
     return Evidence(
         {
             "schema": 1,
             "experiment": to_dict(experiment),
-            "runs": {
-                name: {
-                    "fingerprint": fingerprint(experiment) if name == "apd" else "0" * 12,
-                    "weights_sha256": (weights or {}).get(name, "9" * 64),
-                }
-                for name in networks
-            },
-            "data": {
-                "name": "scenes",
-                "split": "test",
-                "images": images,
-                "class_names": list(SCENES.class_names),
-                "fingerprint": "f" * 64,
-            },
+            "runs": runs,
+            "data": data | {"images": images, "fingerprint": "f" * 64},
             "git": {"commit": "0123456789abcdef", "clean": True},
             "valid": [9000] * images,
             "furthest": [i % SCENES.num_classes for i in range(images)],

@@ -34,20 +34,14 @@ def made_up_record(experiment, right=0.7, *, teacher_right=0.9, seconds=0.1, ima
     rates = [experiment.training.learning_rate * (1 - step / steps[-1]) ** 0.9 for step in steps]
     curves = {"iteration": steps, "learning_rate": rates} | dict.fromkeys([*terms, "loss"], falling)
     scores = {steps[len(steps) // 2 - 1]: 0.8 * right, steps[-1]: right}
+    data = {"name": experiment.data.name, "split": experiment.data.evaluation_split, "class_names": names}
     teacher = {"confusion": found(teacher_right), "agreement": found(0.8)}
     return Record(
         {
             "schema": SCHEMA,
             "experiment": to_dict(experiment),
             "fingerprint": fingerprint(experiment),
-            "data": {
-                "name": experiment.data.name,
-                "split": experiment.data.evaluation_split,
-                "images": 10,
-                "class_names": names,
-                "fingerprint": images,
-                "training_fingerprint": "e" * 64,
-            },
+            "data": data | {"images": 10, "fingerprint": images, "training_fingerprint": "e" * 64},
             "git": {"commit": "0123456789abcdef", "clean": True},
             "versions": {"python": "3.11.7", "apd": "0.1.0", "torch": "2.15.0"},
             "device": {"type": "cpu", "name": "a processor", "threads": 1, "precision": "fp32"},

@@ -57,11 +57,11 @@ class Corrected(NamedTuple):
     significant: bool
 
 
-def holm_corrected(differences: Mapping[Key, Difference], confidence: float = 0.95) -> dict[Key, Corrected]:
-    """Each difference that has a pair, with its p-value corrected for the number of all of them."""
+def holm_corrected(differences: Mapping[Key, Difference]) -> dict[Key, Corrected]:
+    """Each difference that has a pair, with its p-value corrected for the number of those that have two."""
     kept = {key: found for key, found in differences.items() if found.pairs}
     p_values = holm({key: p_value(found) for key, found in kept.items()})
-    return {key: Corrected(found, p_values[key], p_values[key] < 1 - confidence) for key, found in kept.items()}
+    return {key: Corrected(found, p_values[key], p_values[key] < 1 - found.confidence) for key, found in kept.items()}
 
 
 def corrected_gains(
@@ -69,7 +69,7 @@ def corrected_gains(
 ) -> dict[str, Corrected]:
     """Variants minus one reference, corrected together; those without a seed in common with it are left out."""
     others = (key for key in variants if key != reference)
-    return holm_corrected({key: comparison.difference(key, reference, confidence) for key in others}, confidence)
+    return holm_corrected({key: comparison.difference(key, reference, confidence) for key in others})
 
 
 # On/off designs: that of APD's four terms.
@@ -111,9 +111,9 @@ TERM_DESIGN: dict[Factors, str] = {
 
 def term_effects(comparison: Comparison, confidence: float = 0.95) -> dict[Factors, Corrected]:
     """Main effects and interactions of the terms on mIoU, corrected together; empty until a seed has all runs."""
-    scores = {on: comparison.miou(key) for on, key in TERM_DESIGN.items()}
+    scores = {on: comparison.values(key) for on, key in TERM_DESIGN.items()}
     effects = factorial_effects(scores, tuple(TERMS.values()))
-    return holm_corrected({of: mean_interval(values, confidence) for of, values in effects.items()}, confidence)
+    return holm_corrected({of: mean_interval(values, confidence) for of, values in effects.items()})
 
 
 # Context shift: built-in scenes from one appearance for all images to an appearance of each image's own.
@@ -165,14 +165,9 @@ def sweep(
 # Pairs of networks: what each student gains from each teacher, and whether it matters that both have the same head.
 
 HEAD_NAMES = {"psp": "PSPNet", "aspp": "DeepLabV3"}
-BACKBONE_NAMES = {
-    "resnet18": "ResNet-18",
-    "mobilenetv2_050": "MobileNetV2",
-    "test_efficientnet": "EfficientNet",
-    "efficientnet_lite0": "EfficientNet-Lite0",
-    "efficientnet_lite2": "EfficientNet-Lite2",
-    "mobilenetv2_100": "MobileNetV2 1.0",
-}
+BACKBONE_NAMES = {"resnet18": "ResNet-18", "mobilenetv2_050": "MobileNetV2", "test_efficientnet": "EfficientNet"}
+BACKBONE_NAMES |= {f"efficientnet_lite{size}": f"EfficientNet-Lite{size}" for size in (0, 2)}
+BACKBONE_NAMES |= {"mobilenetv2_100": "MobileNetV2 1.0"}
 """What timm's names are called in figures and tables."""
 ALL = "all backbones"
 """The key of the mean over student backbones."""
@@ -228,7 +223,7 @@ def pair_gains(pairs: Sequence[Pair], confidence: float = 0.95) -> dict[tuple[st
         (p.heads, BACKBONE_NAMES[p.student.backbone], method): p.runs.difference(method, "student", confidence)
         for p, method in keys
     }
-    return holm_corrected(found, confidence)
+    return holm_corrected(found)
 
 
 def mean_gain(pairs: Sequence[Pair], method: str, confidence: float = 0.95) -> Difference:
@@ -248,7 +243,7 @@ def head_match(pairs: Sequence[Pair], method: str, confidence: float = 0.95) -> 
     for pair in pairs:
         # the mean over four roles with their signs is half of the difference of the means
         sign = 2 if pair.cross_architecture else -2
-        scores = {seed: sign * value for seed, value in pair.runs.miou(method).items()}
+        scores = {seed: sign * value for seed, value in pair.runs.values(method).items()}
         signed[BACKBONE_NAMES[pair.student.backbone]].append(scores)
     found = {name: _mean(roles) if len(roles) == len(HEADS) ** 2 else {} for name, roles in signed.items()}
     found[ALL] = _mean(list(found.values()))
@@ -258,7 +253,7 @@ def head_match(pairs: Sequence[Pair], method: str, confidence: float = 0.95) -> 
 def head_match_rows(pairs: Sequence[Pair], confidence: float = 0.95) -> dict[tuple[str, str], Corrected]:
     """:func:`head_match` by method and backbone, corrected together."""
     found = {(m, name): row for m in PAIR_METHODS[1:] for name, row in head_match(pairs, m, confidence).items()}
-    return holm_corrected(found, confidence)
+    return holm_corrected(found)
 
 
 def _mean(values: Sequence[Mapping[int, float]]) -> dict[int, float]:

@@ -143,32 +143,21 @@ def parts_of_ap(kind: Kind, class_names: Sequence[str]) -> list[Score]:
     return parts + [ap_score(kind, name, lambda ap, k=k: float(ap.ap_K[k])) for k, name in enumerate(class_names)]
 
 
-DETECTION_NAMES = {
-    "student": "baseline",
-    "roi_kd": "KD of boxes",
-    "roi_dkd": "DKD of boxes",
-    "pyramid_matching": "pyramid matching",
-    "review_kd": "ReviewKD",
-    "roi_apd": "APD of boxes",
-    "dense_apd": "APD of masks",
-}
+DETECTION_NAMES = {"student": "baseline", "roi_kd": "KD of boxes", "roi_dkd": "DKD of boxes"}
+DETECTION_NAMES |= {"pyramid_matching": "pyramid matching", "review_kd": "ReviewKD"}
+DETECTION_NAMES |= {"roi_apd": "APD of boxes", "dense_apd": "APD of masks"}
 """What stands in figures and tables for the distillers between detectors."""
 
 
-def parts_of_variant(variant: str) -> list[str]:
-    """The distillers that a variant's key names: `roi_apd_and_review_kd` names two."""
-    return variant.split("_and_")
-
-
 def variant_name(variant: str) -> str:
-    """What a variant is called; a distiller that has no name in :data:`DETECTION_NAMES` keeps its key."""
-    return " + ".join(DETECTION_NAMES.get(part, part.replace("_", " ")) for part in parts_of_variant(variant))
+    """What a variant is called: `roi_apd_and_review_kd` has two distillers; one without a name keeps its key."""
+    return " + ".join(DETECTION_NAMES.get(part, part.replace("_", " ")) for part in variant.split("_and_"))
 
 
 def detection_names(records: Iterable[Record]) -> dict[str, str]:
     """The variants that the records' labels name, with their names, in the order of figures, combinations last."""
     order = {part: place for place, part in enumerate(DETECTION_NAMES)}
-    parts = {v: parts_of_variant(v) for v in sorted({record.experiment.name.split("-")[0] for record in records})}
+    parts = {v: v.split("_and_") for v in sorted({record.experiment.name.split("-")[0] for record in records})}
     ordered = sorted(parts, key=lambda v: (len(parts[v]), [order.get(part, len(order)) for part in parts[v]]))
     return {variant: variant_name(variant) for variant in ordered}
 

@@ -48,12 +48,13 @@ class Spread(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Mean of paired differences with its confidence interval, NaN below two pairs, and the difference of each seed."""
+    """Mean of paired differences with its interval, NaN below two pairs, each seed's, and the interval's confidence."""
 
     mean: float
     low: float
     high: float
     pairs: Mapping[int, float]
+    confidence: float = 0.95
 
     @property
     def significant(self) -> bool:
@@ -74,7 +75,7 @@ def mean_interval(values: Mapping[int, float], confidence: float = 0.95) -> Diff
         raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95")
     found = spread(values.values())
     half = float(stats.t.ppf((1 + confidence) / 2, found.count - 1)) * found.error if found.count > 1 else math.nan
-    return Difference(found.mean, found.mean - half, found.mean + half, values)
+    return Difference(found.mean, found.mean - half, found.mean + half, values, confidence)
 
 
 def paired_difference(
@@ -137,18 +138,22 @@ class Comparison:
         """The score of the last step's student, by seed; empty when the method has no record."""
         return {seed: self.score.of(record) for seed, record in self.variants.get(method, {}).items()}
 
-    def miou(self, method: str) -> dict[int, float]:
-        """As :meth:`values`, of the mIoU."""
-        return self.by(MIOU).values(method)
-
     def difference(self, method: str, reference: str, confidence: float = 0.95) -> Difference:
         """Paired difference in the score, method minus reference."""
         return paired_difference(self.values(method), self.values(reference), confidence)
 
     def step_seconds(self, method: str) -> float:
-        """Median seconds of a step, of a core where the record has those; least over seeds: others' load adds only."""
-        clock = "seconds_per_iteration"
-        return min(r.content.get(f"core_{clock}", r.content[clock]) for r in self.variants[method].values())
+        """Median seconds of a step, least over seeds, as others' load adds only.
+
+        Of a core, where every method has a record with those; otherwise of the wall, for every method. The two
+        baselines take the same step.
+        """
+        clock, same = "seconds_per_iteration", ("student", LONGER)
+        found = {m: [r.content for r in runs.values()] for m, runs in self.variants.items()}
+        if all(any(f"core_{clock}" in content for content in runs) for runs in found.values()):
+            clock = f"core_{clock}"
+        contents = (content for m in {method, *same * (method in same)} for content in found.get(m, ()))
+        return min(content[clock] for content in contents if clock in content)
 
     def run_seconds(self, method: str) -> float:
         """Seconds of all training steps of one run."""

@@ -99,7 +99,7 @@ def test_gains_and_their_change_between_the_ends_are_paired_by_seed():
     found = sweep(comparisons)
     assert list(found.gains) == [0.0, 0.25, 0.5, 0.75, 1.0]
     for shift, comparison in comparisons.items():
-        assert found.gains[shift] == paired_difference(comparison.miou("apd"), comparison.miou("pixel_kd"))
+        assert found.gains[shift] == paired_difference(comparison.values("apd"), comparison.values("pixel_kd"))
     by_hand = {seed: found.gains[1.0].pairs[seed] - found.gains[0.0].pairs[seed] for seed in range(5)}
     assert dict(found.change.pairs) == pytest.approx(by_hand)
     assert sweep(comparisons, "scope_batch").change.mean == pytest.approx(0.0, abs=1e-9)
@@ -182,7 +182,7 @@ def test_a_run_that_is_missing_takes_its_seed_out_of_every_mean():
     crossed = [pair for pair in pairs if pair.cross_architecture]
     found = reading.mean_gain(crossed, "apd")
     assert sorted(found.pairs) == [0, 2]
-    expected = sum(p.runs.miou("apd")[2] - p.runs.miou("student")[2] for p in crossed) / 6
+    expected = sum(p.runs.values("apd")[2] - p.runs.values("student")[2] for p in crossed) / 6
     assert found.pairs[2] == pytest.approx(expected)
     assert sorted(reading.mean_gain(crossed, "pixel_kd").pairs) == [0, 1, 2]
     matched = head_match(pairs, "apd")
@@ -197,7 +197,7 @@ def test_the_match_of_heads_is_the_mean_over_roles_and_backbones_and_there_where
     for seed in range(3):
         by_hand = dict.fromkeys(BACKBONES, 0.0)  # cross- minus same-architecture, mean over the student's two heads
         for pair in on_scenes:
-            half = pair.runs.miou("apd")[seed] / 2
+            half = pair.runs.values("apd")[seed] / 2
             by_hand[BACKBONE_NAMES[pair.student.backbone]] += half if pair.student.head != pair.teacher.head else -half
         assert {backbone: found[backbone].pairs[seed] for backbone in BACKBONES} == pytest.approx(by_hand)
         assert found[ALL].pairs[seed] == pytest.approx(math.fsum(by_hand.values()) / 3)

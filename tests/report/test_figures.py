@@ -83,7 +83,7 @@ def test_line_figures_are_well_formed_svg_with_the_pages_ink_and_a_description(f
 
 def test_figures_give_the_means_of_the_records_and_name_their_marks(comparisons, figures, monkeypatch):
     for comparison in comparisons:
-        mean = 100 * sum(comparison.miou("apd").values()) / len(comparison.miou("apd"))
+        mean = 100 * sum(comparison.values("apd").values()) / len(comparison.values("apd"))
         assert f"+ APD {mean:.1f}" in scores_over_seeds(comparison).description
     found = sweep(by_context_shift(records_of()), "apd", "student")
     assert f"{interval(found.gains[1.0])} at 1" in figures[-1].description
@@ -145,15 +145,11 @@ def test_a_row_shows_its_mean_its_interval_and_every_seed():
     assert not marks["<"] + marks[">"]
 
 
-@pytest.mark.parametrize(
-    ("seeds", "ends", "arrowheads"),
-    [
-        ([1.0, 2.0], (0.5, 2.5), ""),
-        ([1.0, 2.0], (-9.0, 9.0), "<>"),
-        ([7.0, 8.0], (np.nan, np.nan), ">"),
-        ([-7.0], (), "<"),
-    ],
-)
+INSIDE, OUTSIDE = ([1.0, 2.0], (0.5, 2.5), ""), ([1.0, 2.0], (-9.0, 9.0), "<>")
+ONE_SIDED = ([7.0, 8.0], (np.nan, np.nan), ">"), ([-7.0], (), "<")
+
+
+@pytest.mark.parametrize(("seeds", "ends", "arrowheads"), [INSIDE, OUTSIDE, *ONE_SIDED])
 def test_an_arrowhead_says_where_a_row_goes_on(seeds, ends, arrowheads):
     _, marks = drawn_rows([Row(0, seeds, "#123456", ends)], limits=(0, 3))
     assert "".join(kind for kind in "<>" if marks[kind]) == arrowheads
@@ -163,9 +159,11 @@ def test_a_forest_has_every_row_below_its_group_and_a_mean_is_bold_where_it_is_s
     groups = {"clear": "first", "wide": "first", "single": "second", "lost": "second"}
     drawn = forest({"": ROWS}, NAMES, axis="points", groups=groups)
     assert all(f"{name} {interval(ROWS[key].found)}" in drawn.description for key, name in NAMES.items())
-    labels = [word for word in texts(drawn) if word[0] in {"first", "second", *NAMES.values()}]
     expected = ["first", "clearly better", "who knows", "second", "one seed", "far away"]
-    assert labels == [(name, name in ("first", "second")) for name in expected]
+    fewer = forest({"a": {key: ROWS[key] for key in ("clear", "single")}, "b": ROWS}, NAMES, axis="p", groups=groups)
+    for each in (drawn, fewer):  # the first panel may lack rows of a group
+        labels = [word for word in texts(each) if word[0] in expected][: len(expected)]
+        assert labels == [(name, name in ("first", "second")) for name in expected]
     bold = dict(texts(drawn))
     significant = {key: row.significant for key, row in ROWS.items()}
     assert {key: bold[points(row.found.mean)] for key, row in ROWS.items()} == significant

@@ -13,17 +13,8 @@ from made_up_records import made_up_campaign, made_up_record, method_in
 from apd.report.comparisons import corrected_gains, holm_corrected, pairs_of
 from apd.report.figures import answers as reading
 from apd.report.figures import tables
-from apd.report.figures.answers import (
-    PAIR_RATES,
-    beside_methods,
-    detectable,
-    interval,
-    pair_trials,
-    points,
-    trials,
-    trials_table,
-)
-from apd.report.statistics import compare, method_of, paired_difference
+from apd.report.figures.answers import PAIR_RATES, beside_methods, detectable, interval, pair_trials, trials_table
+from apd.report.statistics import LONGER, compare, mean_interval, method_of, paired_difference
 from apd.study import campaigns as study
 from apd.study.ablations import BEST, OTHER_METHODS, at_best, option_variants, plain_variants, variant_names
 from apd.study.campaigns import BEST_OTHER_METHODS, TUNED_METHODS, experiments_of
@@ -65,8 +56,8 @@ def cells_of(shown):
 
 
 def test_a_difference_that_rounds_to_nothing_has_no_sign_and_a_significant_one_does_not_read_as_zero():
-    assert points(-0.0002) == points(0.0002) == "0.0"
-    assert (points(0.0123), points(-0.0123), points(float("nan"))) == ("+1.2", "−1.2", "–")
+    assert reading.points(-0.0002) == reading.points(0.0002) == "0.0"
+    assert (reading.points(0.0123), reading.points(-0.0123), reading.points(float("nan"))) == ("+1.2", "−1.2", "–")
     near = seeds(0.0102, 0.0145, 0.02)._replace(low=0.0002)
     assert reading.digits_of(near) == 2
     assert "+0.02" in interval(near)
@@ -78,7 +69,7 @@ def test_the_table_of_scores_holds_mean_error_difference_and_corrected_p_value(c
     rows = corrected_gains(comparison, groups, "apd")
     shown = cells_of(tables.scores_table(comparison, rows, "apd", groups=groups))
     assert len(shown) == 1 + len(groups)
-    values, row = list(comparison.miou("scope_batch").values()), rows["scope_batch"]
+    values, row = list(comparison.values("scope_batch").values()), rows["scope_batch"]
     mean = fmean(values)
     error = (sum((v - mean) ** 2 for v in values) / 2 / 3) ** 0.5
     expected = ["3", f"{100 * mean:.2f}", f"{100 * error:.2f}", interval(row.found), f"{row.corrected:.3f}"]
@@ -98,6 +89,13 @@ def test_costs_are_given_as_multiples_of_both_baselines(campaigns):
     assert apd["of the equal-time baseline’s"] == f"× {1.6 * int(apd['steps']) / int(longer['steps']):.2f}"
     assert apd["peak memory, GB"] == "1.00"
     assert "–" in cells_of(tables.cost_table([comparison.only(["apd"])]))["+ APD"].values()
+    # one clock for all methods: the core's only where each has a record with that
+    name = "core_seconds_per_iteration"
+    comparison.variants[LONGER][0].content[name] = 0.05
+    assert comparison.step_seconds(LONGER) == 0.1
+    for runs in comparison.variants.values():
+        runs[0].content[name] = 0.05
+    assert [comparison.step_seconds(method) for method in ("apd", LONGER)] == [0.05, 0.05]
 
 
 @pytest.mark.parametrize(
@@ -152,14 +150,14 @@ def test_each_rows_best_trial_is_marked_and_other_seeds_and_lengths_are_left_out
 
 def test_a_value_with_fewer_trials_than_another_of_its_row_is_left_out():
     records = made_up_campaign("scenes-pairs-tuning", lambda e: 0.9 if "rate0.1" in e.name else right(e))
-    assert set(trials(pair_trials(records)).idxmax(axis=1)) == {0.1}
+    assert set(reading.trials(pair_trials(records)).idxmax(axis=1)) == {0.1}
     fewer = [r for r in records if r.experiment.name != "apd-psp_resnet18-rate0.1"]
     row = cells_of(trials_table(pair_trials(fewer), "{:g}", "made up", PAIR_RATES))["student ResNet-18"]
     assert (row["0.1"], row["used"]) == ("–", "0.01")
 
 
 def best_of(found):
-    mean = trials(found)
+    mean = reading.trials(found)
     return mean[mean.notna().sum(axis=1) > 1].idxmax(axis=1).to_dict()
 
 
@@ -213,7 +211,20 @@ def test_differences_are_listed_with_their_corrected_p_values():
     missed = f"{100 * detectable(rows['clear'].found):.1f}"
     assert list(shown["clearly"].values()) == [interval(rows["clear"].found), "3", "< 0.001", missed]
     assert list(shown["one seed"].values()) == ["−1.0", "1", "–", "–"]
+    assert "; p of 1 comparison; " in tables.differences_table(rows, dict.fromkeys(rows, "it"), "made up").description
     assert "0 records" in tables.differences_table({}, {}, "made up").description
+
+
+def test_words_and_tables_have_the_confidence_of_their_intervals(comparison):
+    row = holm_corrected({"only": mean_interval({0: 0.01, 1: 0.02, 2: 0.04}, 0.99)})["only"]
+    missed = f"{100 * detectable(row.found):.1f}"
+    assert (missed, detectable(row.found) > 2 * detectable(row.found._replace(confidence=0.95))) == ("11.2", True)
+    assert "99 % CI −6.4 to 11.1; detectable with 3 seeds: 11.2)" in reading.statement(row, "APD", "KD")
+    assert f"detectable: {missed} points" in reading.tally([row], "APD", "KD")
+    assert missed in cells_of(tables.differences_table({0: row}, {0: "it"}, "made up"))["it"].values()
+    table = tables.scores_table(comparison, {"scope_batch": row}, "apd")
+    assert "99 % interval" in table.html
+    assert missed in cells_of(table)["prototypes of the batch"].values()
 
 
 def test_the_change_of_a_gain_is_the_difference_of_the_two_gains():
@@ -228,7 +239,7 @@ def test_the_change_of_a_gain_is_the_difference_of_the_two_gains():
     ((name, row),) = [(name, row) for name, row in shown.items() if row and name]  # of two gains, one is not there yet
     gains = [c.difference("apd", "student") for c in (short, long)]
     assert (name, row[short.title], row[long.title]) == ("+ APD over baseline", *map(interval, gains))
-    assert row["change"].startswith(points(gains[1].mean - gains[0].mean))
+    assert row["change"].startswith(reading.points(gains[1].mean - gains[0].mean))
 
 
 def save_all(folder, records):

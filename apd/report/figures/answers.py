@@ -172,7 +172,7 @@ POWER = 0.8
 """Probability with which a detectable difference is found; the usual choice."""
 
 
-def detectable(found: Difference, confidence: float = 0.95, seeds: int | None = None) -> float:
+def detectable(found: Difference, seeds: int | None = None) -> float:
     """Smallest true difference that a paired t-test would call significant with probability POWER.
 
     From the spread of `found`, for as many seeds as it has or for another number of `seeds`; uncorrected. NaN below two
@@ -186,19 +186,19 @@ def detectable(found: Difference, confidence: float = 0.95, seeds: int | None = 
     seeds = seeds or values.count
     if values.count < 2 or seeds < 2 or not values.deviation:
         return values.deviation and math.nan
-    critical = stats.t.ppf((1 + confidence) / 2, seeds - 1)
+    critical = stats.t.ppf((1 + found.confidence) / 2, seeds - 1)
     shift = optimize.brentq(lambda s: stats.nct.sf(critical, seeds - 1, s) - POWER, 0, 10 * critical)
     return float(shift * values.deviation / math.sqrt(seeds))
 
 
-def confidence_interval(found: Difference, confidence: float = 0.95, *, sign: int = 1) -> str:
+def confidence_interval(found: Difference, *, sign: int = 1) -> str:
     """Such as "95 % CI 1.7 to 3.1", in percentage points; of the negated difference with `sign` -1."""
     low, high = sorted((sign * found.low, sign * found.high))
     ends = (points(end, digits_of(found)).removeprefix("+") for end in (low, high))
-    return f"{100 * confidence:g} % CI {' to '.join(ends)}"
+    return f"{100 * found.confidence:g} % CI {' to '.join(ends)}"
 
 
-def statement(row: Corrected, method: str, reference: str, score: str = "mIoU", confidence: float = 0.95) -> str:
+def statement(row: Corrected, method: str, reference: str, score: str = "mIoU") -> str:
     """A comparison as a sentence without its full stop: the one wording of the book.
 
     "Outperforms" and "underperforms" only where the Holm-corrected test says so; else the smallest difference that
@@ -210,10 +210,10 @@ def statement(row: Corrected, method: str, reference: str, score: str = "mIoU", 
     if row.significant:
         verb, sign = ("outperforms", 1) if found.mean > 0 else ("underperforms", -1)
         size = points(sign * found.mean, digits_of(found)).removeprefix("+")
-        ends = confidence_interval(found, confidence, sign=sign)
+        ends = confidence_interval(found, sign=sign)
         return f"{method} {verb} {reference} by {size} points of {score} ({ends}, {seeds})"
-    ends = confidence_interval(found, confidence)
-    missed = number(100 * detectable(found, confidence), 1)
+    ends = confidence_interval(found)
+    missed = number(100 * detectable(found), 1)
     difference = f"{points(found.mean)} points of {score}, {ends}"
     return f"{method} and {reference} do not differ significantly ({difference}; detectable with {seeds}: {missed})"
 

@@ -91,10 +91,10 @@ def _panel(sample: InstanceSample, found: Detections | None, spec: InstanceSpec,
 def images_side_by_side(findings: Findings) -> Drawing:
     """As each network sees them, and the ground truth: the images with the greatest, median and least difference."""
     chosen = at_quantiles(torch.tensor(findings.differences()), (1.0, 0.5, 0.0))
-    names, dataset, shown = network_names(findings), findings.dataset(), []
+    networks, dataset, shown = findings.content["runs"], findings.dataset(), []
     for kind, place in zip(("greatest", "median", "least"), chosen, strict=True):
         sample, title = dataset[place], f"{kind} difference, image {place}"
-        seen = {name: findings.found(network)[place] for network, name in names.items()} | {"ground truth": None}
+        seen = {variant_name(network): findings.found(network)[place] for network in networks} | {"ground truth": None}
         each = [_panel(sample, found, dataset.spec, name) for name, found in seen.items()]
         above = Drawing(f'<p class="apd-above"><strong>{title}</strong></p>', title)
         shown += [above, panels(each, columns=len(each))]
@@ -106,14 +106,8 @@ def images_side_by_side(findings: Findings) -> Drawing:
     )
 
 
-def network_names(findings: Findings) -> dict[str, str]:
-    """What the networks of a file are called."""
-    return {network: variant_name(network) for network in findings.content["runs"]}
-
-
 def counts_table(findings: Findings) -> Drawing:
     """What the networks get right in all images of a file."""
-    names = network_names(findings)
-    sums = {names[network]: pd.DataFrame(counts).sum() for network, counts in findings.counts().items()}
+    sums = {variant_name(network): pd.DataFrame(counts).sum() for network, counts in findings.counts().items()}
     caption = f"detections of a score of {LEAST_SCORE:g} or more in {findings.images} images, seed"
     return table(pd.DataFrame(sums).T, f"{caption} {findings.content['seed']}")

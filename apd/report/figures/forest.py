@@ -165,8 +165,11 @@ def forest(
     columns = {title: rows for title, rows in columns.items() if rows}
     if not columns:
         return nothing("No difference can be drawn, because 0 rows have a seed in common with the reference.")
-    labels: dict[Any, str] = {}
-    for key in dict.fromkeys(key for rows in columns.values() for key in rows):
+    labels, keys = dict[Any, str](), [*dict.fromkeys(key for rows in columns.values() for key in rows)]
+    if groups:
+        order = list(dict.fromkeys(groups[key] for key in keys))
+        keys.sort(key=lambda key: order.index(groups[key]))
+    for key in keys:
         if groups:
             labels.setdefault(("heading", groups[key]), groups[key])
         labels[key] = names[key]

@@ -32,24 +32,27 @@ def _p(row: Corrected) -> str:
     return "< 0.001" if row.corrected < 0.0005 else number(row.corrected, 3)
 
 
+def _p_of(*corrected: Mapping[Any, Corrected]) -> str:
+    """Of how many comparisons the p-values are: of those that have one, in each mapping."""
+    counts = sorted({sum(not math.isnan(row.corrected) for row in rows.values()) for rows in corrected})
+    return f"of {' or '.join(map(str, counts))} comparison{'s' * (counts != [1])}"
+
+
 def scores_table(
-    comparison: Comparison,
-    rows: Mapping[str, Corrected],
-    reference: str,
-    confidence: float = 0.95,
-    groups: Mapping[str, str] | None = None,
+    comparison: Comparison, rows: Mapping[str, Corrected], reference: str, groups: Mapping[str, str] | None = None
 ) -> Drawing:
     """The reference, then each variant: score, standard error, and paired difference of `rows`, by what it varies."""
     names, lines = comparison.names, {}
+    level = 100 * next((row.found.confidence for row in rows.values()), 0.95)
     for key in (key for key in (reference, *rows) if key in comparison.variants):
         values, row, runs = spread(comparison.values(key).values()), rows.get(key), comparison.variants[key].values()
         line = lines[((groups or {}).get(key, ""), names[key]) if groups else names[key]] = {
             "seeds": str(values.count),
             f"{comparison.score.name}, %": number(100 * values.mean, 2),
             "standard error": number(100 * values.error, 2),
-            f"minus “{names[reference]}” [{100 * confidence:g} % interval]": interval(row.found) if row else "–",
+            f"minus “{names[reference]}” [{level:g} % interval]": interval(row.found) if row else "–",
             "p, Holm-corrected": _p(row) if row else "–",
-            "detectable": number(100 * detectable(row.found, confidence), 1) if row else "–",
+            "detectable": number(100 * detectable(row.found), 1) if row else "–",
         }
         if comparison.score is MIOU:
             line["aAcc, %"] = per_cent(spread(record.scores.aacc for record in runs))
@@ -58,23 +61,18 @@ def scores_table(
     if not lines:
         return nothing(f"There is nothing to list: 0 records of “{names[reference]}” yet.")
     data, teacher = comparison.any_record.content["data"], comparison.teacher_score
-    caption = f"{comparison.title}: scores on {data['images']} images of {data['split']}; p of {len(rows)} comparisons"
+    caption = f"{comparison.title}: scores on {data['images']} images of {data['split']}; p {_p_of(rows)}"
     caption += f"; {DETECTABLE}"
     return rows_table(lines, caption + f"; the teacher’s score is {100 * teacher:.1f} %" * (not math.isnan(teacher)))
 
 
 def differences_table(rows: Mapping[Any, Corrected], names: Mapping[Any, str], caption: str) -> Drawing:
     """Differences in percentage points that were Holm-corrected together, with their intervals."""
-    lines = {
-        names[key]: {
-            "points": interval(row.found),
-            "seeds": str(len(row.found.pairs)),
-            "p, Holm-corrected": _p(row),
-            "detectable": number(100 * detectable(row.found), 1),
-        }
-        for key, row in rows.items()
-    }
-    return rows_table(lines, f"{caption}; p of {len(rows)} comparisons; {DETECTABLE}")
+    lines = {}
+    for key, row in rows.items():
+        line = lines[names[key]] = {"points": interval(row.found), "seeds": str(len(row.found.pairs))}
+        line |= {"p, Holm-corrected": _p(row), "detectable": number(100 * detectable(row.found), 1)}
+    return rows_table(lines, f"{caption}; p {_p_of(rows)}; {DETECTABLE}")
 
 
 def change_of_gains(
@@ -84,7 +82,7 @@ def change_of_gains(
     gains = {q: [one.difference(*q, confidence) for one in (before, after)] for q in questions}
     changes = {q: paired_difference(last.pairs, first.pairs, confidence) for q, (first, last) in gains.items()}
     lines = {}
-    for q, row in holm_corrected(changes, confidence).items():
+    for q, row in holm_corrected(changes).items():
         line = lines["{} over {}".format(*(before.names[method] for method in q))] = {}
         line |= {one.title: interval(gain) for one, gain in zip((before, after), gains[q], strict=True)}
         line |= {"change": interval(row.found), "p, Holm-corrected": _p(row)}
@@ -103,10 +101,11 @@ def answers_table(
     """
     asked = [*questions, *((*pair, "") for pair in among)]
     rows: dict[tuple[str, str], dict[str, str]] = {}
+    corrections = []
     for comparison in comparisons:
         names = comparisons[0].names
         found = {q: comparison.difference(*q[:2], confidence) for q in asked}
-        corrected = holm_corrected(found, confidence)
+        corrections.append(corrected := holm_corrected(found))
         for method, reference, remark in questions:
             difference, row = found[method, reference, remark], corrected.get((method, reference, remark))
             line = rows.setdefault((remark, f"{names[method]} against {names[reference]}"), {})
@@ -115,11 +114,11 @@ def answers_table(
             elif row and row.significant:
                 answer = f"{'outperforms' if difference.mean > 0 else 'underperforms'} {interval(difference)}"
             else:
-                missed = number(100 * detectable(difference, confidence), 1)
+                missed = number(100 * detectable(difference), 1)
                 answer = f"not significant {interval(difference)}, detectable {missed}"
             line[comparison.title] = answer
     caption = f"mean difference in mIoU, percentage points, with its {100 * confidence:g} % interval"
-    return rows_table(rows, f"{caption}; Holm-corrected by column, of {len(asked)} comparisons; {DETECTABLE}")
+    return rows_table(rows, f"{caption}; Holm-corrected by column, {_p_of(*corrections)}; {DETECTABLE}")
 
 
 def setup_table(comparisons: Sequence[Comparison]) -> Drawing:
@@ -206,7 +205,7 @@ def pairs_table(pairs: Sequence[Pair], confidence: float = 0.95) -> Drawing:
         gains = {m: pair.runs.difference(m, "student", confidence) for m in PAIR_METHODS[1:]}
         rows[pair.heads, BACKBONE_NAMES[pair.student.backbone]] = {
             "teacher’s mIoU, %": f"{100 * pair.runs.teacher_score:.1f}",
-            "baseline’s, %": per_cent(spread(pair.runs.miou("student").values())),
+            "baseline’s, %": per_cent(spread(pair.runs.values("student").values())),
             **{METHOD_NAMES[m]: interval(gain) if gain.pairs else "–" for m, gain in gains.items()},
             "seeds": ", ".join(dict.fromkeys(str(len(gain.pairs)) for gain in gains.values())),
         }

@@ -221,14 +221,17 @@ def check_values(
     Warns, once for each name, of logits that are probabilities.
     """
     state, checked = {} if module is None else module.__dict__, dict(maps)
-    first = module is not None and not state.get("_has_read", False)
     for name, value in maps.items():
+        read = state.get("_has_read", frozenset())
+        first = module is not None and name not in read
         at_hand = value.is_cpu and has_values(value)
         is_finite = at_hand and math.isfinite(_extent(name, value))
         if not is_finite and ignore_index is not None:
             checked[name] = value = _finite_where_ignored(name, value, labels_BHW, ignore_index)
         if not (_reading and has_values(value) and (at_hand or first)):
             continue
+        if first:
+            state["_has_read"] = read | {name}
         if not is_finite:
             (_check_logits if name.endswith("logits") else _check_features)(name, value)
         warned = state.get("_warned", frozenset())
@@ -240,8 +243,6 @@ def check_values(
                 "is nearly uniform; pass what the network computes before its softmax, or probabilities.log()",
                 stacklevel=4,
             )
-    if first and _reading and all(map(has_values, maps.values())):
-        state["_has_read"] = True
     return checked
 
 

@@ -89,7 +89,7 @@ class _DryRun:
         data = self.experiment.data
         try:
             splits = self.task.splits()
-            for split in splits:
+            for split in splits.by_name(data.evaluation_split).values():
                 for index in sorted(set(np.linspace(0, len(split) - 1, min(CHECKED, len(split))).round().astype(int))):
                     split[int(index)]
             census = self.task.census(splits)

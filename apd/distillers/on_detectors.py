@@ -237,7 +237,7 @@ class ReviewKD(Distiller, config=ReviewKDConfig):
             maps = {"student_features": own, "teacher_features": theirs}
             check_maps(self, maps)
             check_trained(self, "student_features", own)
-            check_values(self, maps)
+            check_values(review, maps)
             reviewed, above = review(own, above)
             total = total + hierarchical_context_loss(reviewed, theirs)
         return self._with_loss({"review_kd": total})

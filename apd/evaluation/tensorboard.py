@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from apd.config.experiment import ExperimentError
+from apd.data.augment import nearest
 from apd.data.batches import unit_range
 from apd.data.instances import InstanceSample
 from apd.evaluation.average_precision import detect
@@ -61,7 +62,8 @@ def shown(network: nn.Module, dataset: Any) -> Iterator[tuple[str, NDArray[np.ui
         if isinstance(sample, InstanceSample):
             found_HW3 = np.asarray(drawn(pixels_HW3, detect(network, [image_3HW])[0], dataset.spec))
         else:
-            both = torch.cat([sample.labels_HW, predict_labels(network, image_3HW[None])[0].cpu()], 1).byte().numpy()
-            found_HW3 = np.asarray(overlay(Image.fromarray(np.tile(pixels_HW3, (1, 2, 1))), both, dataset.spec))
+            labels_1HW = nearest(sample.labels_HW[None].byte(), image_3HW.shape[1:])  # images may be made smaller
+            both_HW = torch.cat([labels_1HW, predict_labels(network, image_3HW[None]).byte().cpu()], 2)[0].numpy()
+            found_HW3 = np.asarray(overlay(Image.fromarray(np.tile(pixels_HW3, (1, 2, 1))), both_HW, dataset.spec))
         every = -(-max(found_HW3.shape) // LONGEST)
         yield sample.name, found_HW3[::every, ::every]

@@ -41,7 +41,8 @@ def kind_of(run: Experiment) -> tuple[object, ...]:
 @printing_safely
 def work(pipe: Connection, device: str | None, loaders: int, share: int) -> None:
     """A worker on a share of the cores: take an experiment, answer with its outcome, until the pipe is closed."""
-    os.setpgid(0, 0)  # Ctrl-C in a terminal is the upper process's, which asks for a checkpoint
+    if hasattr(os, "setpgid"):  # not on Windows
+        os.setpgid(0, 0)  # Ctrl-C in a terminal is the upper process's, which asks for a checkpoint
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(share)
     reported = 0.0

@@ -109,14 +109,15 @@ def train(
 
 
 def in_steps(experiment: Experiment) -> Experiment:
-    """The experiment with iterations in the place of epochs, by the size of its training split."""
+    """The experiment with iterations in the place of epochs, by its training images: the student's with unlabelled."""
 
-    def changed(owner: Any) -> Any:
+    def changed(owner: Any, **which: bool) -> Any:
         epochs, size = owner.training.epochs, owner.training.batch_size
-        steps = -(-epochs * len(task_of(experiment).split("train")) // size) if epochs else 0
+        steps = -(-epochs * len(task_of(experiment).split("train", **which)) // size) if epochs else 0
         return replace(owner, training=replace(owner.training, epochs=0, iterations=steps)) if epochs else owner
 
-    return replace(changed(experiment), teacher=experiment.teacher and changed(experiment.teacher))
+    more = {"unlabelled": True} if getattr(experiment.data, "unlabelled", False) else {}
+    return replace(changed(experiment, **more), teacher=experiment.teacher and changed(experiment.teacher))
 
 
 def task_of(experiment: Experiment) -> Task:
@@ -150,9 +151,12 @@ def trained_distiller(experiment: Experiment, student: nn.Module, teacher: nn.Mo
     configs = {config.method: config for config in experiment.distillers}
     if method not in configs:
         raise CheckpointError(f"experiment {experiment.name!r} has no distiller {method!r}: it has {[*configs]}")
-    folder = run_folder(experiment)
+    experiment, folder = in_steps(experiment), run_folder(experiment)
     checkpoint, _ = load_newest(folder / "checkpoints")
-    if checkpoint is None or checkpoint["step"] != experiment.training.iterations:
+    last = experiment.training.iterations
+    if experiment.training.patience and (folder / "record.json").exists():  # it may have ended early
+        last = _record_of(folder, experiment).content["evaluations"][-1]["step"]
+    if checkpoint is None or checkpoint["step"] != last:
         fix = f"delete {folder} and run train(experiment) again"
         raise CheckpointError(f"{folder / 'checkpoints'} holds no whole checkpoint of the last step; {fix}")
     distiller = task_of(experiment).distiller(configs[method], student, teacher)

@@ -19,7 +19,7 @@ from apd.data.census import Census, census_of, require_labels
 from apd.data.dataset_yaml import unlabelled_images
 from apd.data.images import DataWarning
 from apd.data.specs import UNLABELLED, SegmentationDataset
-from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision, scores
+from apd.evaluation.inference import agreement_of, confusion_of, evaluating, resolve_precision, scores
 from apd.fields import ExperimentError, imported, require
 from apd.losses import task_loss, upsample, valid_weight
 from apd.models.checkpoints import load_weights
@@ -111,9 +111,9 @@ class SegmentationTask(RunTask):
         """The label of pixels that count for nothing."""
         return spec_of(self.experiment.data).ignore_index
 
-    def split(self, name: str) -> SegmentationDataset:
-        """The split "train" (its labelled images), "val" or "test". DataError where it is missing or damaged."""
-        return build_split(replace(self.experiment.data, unlabelled=False), name)
+    def split(self, name: str, *, unlabelled: bool = False) -> SegmentationDataset:
+        """The split "train" (its labelled images, or all), "val" or "test". DataError: it is missing or damaged."""
+        return build_split(replace(self.experiment.data, unlabelled=unlabelled), name)
 
     def splits(self) -> Splits:
         """All that a run needs. DataError where they are missing or damaged."""
@@ -247,17 +247,14 @@ class SegmentationTask(RunTask):
             global_count(count)
         if not self.distillers:
             return
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()  # no memory is written, no batch statistics move
-        size = images_B3HW.shape[2:]
-        if size not in self._shapes:
-            output: SegOutput = self.student(images_B3HW[:1])
-            self._shapes[size] = output.logits.shape[1:], output.features.shape[1:]
-        nothing = images_B3HW.new_zeros(1)
-        logits, features = (nothing.expand(len(images_B3HW), *shape) for shape in self._shapes[size])
-        self._distil(SegOutput(logits, features, None), teacher, distilled_BHW)
-        for module, training in modes:
-            module.training = training
+        with evaluating(self):  # no memory is written, no batch statistics move
+            size = images_B3HW.shape[2:]
+            if size not in self._shapes:
+                output: SegOutput = self.student(images_B3HW[:1])
+                self._shapes[size] = output.logits.shape[1:], output.features.shape[1:]
+            nothing = images_B3HW.new_zeros(1)
+            logits, features = (nothing.expand(len(images_B3HW), *shape) for shape in self._shapes[size])
+            self._distil(SegOutput(logits, features, None), teacher, distilled_BHW)
 
     def evaluate(
         self, network: nn.Module, dataset: SegmentationDataset, inference: InferenceOptions, ranks: Ranks

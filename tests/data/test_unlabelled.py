@@ -8,7 +8,7 @@ import pytest
 import torch
 from bad_input import refused
 from own_folders import leave, make, trained
-from small_experiments import Thrown, outcome, prepared_run, thrown_at, tiny, undisturbed
+from small_experiments import outcome, prepared_run, stopped, tiny, undisturbed
 
 from apd.config.datasets import build_split
 from apd.config.experiment import DataConfig, Experiment, ExperimentError
@@ -21,7 +21,7 @@ from apd.data.specs import UNLABELLED
 from apd.losses import upsample
 from apd.study.campaigns import experiments_of
 from apd.training.checkpoint import CheckpointError
-from apd.training.run import run_folder, train
+from apd.training.run import in_steps, run_folder, train
 
 pytestmark = pytest.mark.usefixtures("own_runs")
 
@@ -134,14 +134,21 @@ def test_the_task_loss_counts_labelled_pixels_alone_and_distillers_get_the_teach
 def test_a_run_on_them_resumes_bit_equal_and_not_on_other_images(there, capsys):
     experiment = half("both", batch_size=4, accumulation=2, device_augmentation=there)
     assert experiment.teacher_experiment().data == replace(experiment.data, unlabelled=False)
-    with pytest.raises(Thrown):
-        train(experiment, on_step=thrown_at(3))
+    stopped(experiment, 3)
     with mock.patch.object(PartlyLabelled, "fingerprint", return_value="other"):
         refused(lambda: train(experiment), CheckpointError, names=("fingerprint of the split train",))
     train(experiment, workers=0 if there else 1)
     assert outcome(experiment) == undisturbed(experiment)
     assert leave("evaluate", run_folder(experiment), "--split", "train") == 0
     assert "3 images of train" in capsys.readouterr().out
+
+
+def test_epochs_of_a_student_are_passes_over_all_images_and_of_its_teacher_over_labelled_ones():
+    given = {"iterations": 1000, "epochs": 4, "batch_size": 2}
+    experiment = half("both", **given)
+    training = replace(experiment.teacher.training, **given)
+    found = in_steps(replace(experiment, teacher=replace(experiment.teacher, training=training)))
+    assert (found.training.iterations, found.teacher.training.iterations) == (12, 6)
 
 
 def test_the_campaign_of_few_labels_has_one_teacher_and_differs_in_what_is_seen():

@@ -196,6 +196,16 @@ def test_a_student_without_gradient_is_refused_in_training_only_and_maps_that_ar
             module(pair._replace(**{side: broken}))
 
 
+@pytest.mark.parametrize("name", ["dense_apd", "pyramid_matching", "review_kd"])
+def test_beside_a_cpu_too_every_level_is_read_in_the_first_call(name, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda _: False))
+    pair = make_pair()
+    for level in LEVELS[:2]:
+        broken = pair.teacher.pyramid | {level: pair.teacher.pyramid[level] * torch.nan}
+        with pytest.raises(ValueError, match="teacher_features holds NaN"):
+            make(name)(pair._replace(teacher=pair.teacher._replace(pyramid=broken)))
+
+
 LARGER, FEW = {"image_sizes": [(96, 128), (96, 80)]}, {"pyramid": {"0": None, "pool": None}}
 
 

@@ -109,6 +109,9 @@ def test_beside_a_cpu_values_are_read_in_the_first_call_only(monkeypatch):
         module(**wrong)
     assert module(**batch_of())["loss"].isfinite()
     assert module(**wrong)["loss"].isnan()
+    faulty = batch_of() | {"teacher_features": math.nan * batch_of()["teacher_features"]}
+    with pytest.raises(ValueError, match="teacher_features holds NaN"):  # the second map that this method reads
+        make("cwd", torch.float32)(**faulty)
     ruled = batch_of() | {"teacher_logits": ruled_out("everywhere")}
     torch.testing.assert_close(module(**ruled), PixelKD()(**ruled))
 

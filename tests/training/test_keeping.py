@@ -12,7 +12,7 @@ from apd.config.experiment import TeacherConfig, TrainingConfig
 from apd.fields import ExperimentError
 from apd.training import trainer as loop
 from apd.training.record import Record, RecordError
-from apd.training.run import in_steps, run_folder, train, trained_network
+from apd.training.run import in_steps, run_folder, train, trained_distiller, trained_network
 from apd.training.segmentation import SegmentationTask
 
 SCORES = {1: 0.1, 2: 0.5, 3: 0.2, 4: 0.5, 5: 0.4, 6: 0.9}  # by step; what is measured again has none
@@ -67,12 +67,18 @@ def test_an_interrupted_run_keeps_the_same_weights_and_ends_at_the_same_step(opt
     assert outcome(experiment) == undisturbed(experiment)
 
 
+def test_the_distillers_are_those_of_the_last_step_when_a_run_ended_early_or_was_given_in_epochs(runs):
+    for training in (BEST | {"patience": 2}, {"iterations": 1000, "epochs": 2}):
+        experiment = tiny("apd", **training)
+        train(experiment)
+        networks = trained_network(experiment), trained_network(experiment.teacher_experiment())
+        assert not trained_distiller(experiment, *networks).training
+
+
 def test_a_detector_keeps_its_best_weights_too_but_not_by_the_images_it_is_trained_on(runs):
     assert train(small(keep="best", patience=1)).content["kept"]["step"] in (2, 4)
     data = replace(DATA, name="coco", folder="coco", train_part="a", val_part="a")
-    refused(
-        lambda: small(data=data, keep="best"), ExperimentError, names=("keep = 'best': expected last: val_part is",)
-    )
+    refused(lambda: small(data=data, keep="best"), ExperimentError, names=("keep = 'best': expected last: val_part",))
 
 
 def test_epochs_are_steps_by_the_size_of_the_training_split_and_one_run_with_them(runs):

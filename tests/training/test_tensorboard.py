@@ -2,15 +2,20 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 from small_detection import small
 from small_experiments import Thrown, outcome, thrown_at, tiny, undisturbed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from apd.cli.app import main
+from apd.config.datasets import build_split
+from apd.evaluation.tensorboard import shown
 from apd.training import trainer as loop
 from apd.training.run import run_folder, train
+from apd.training.segmentation import build_network
 
 pytestmark = pytest.mark.usefixtures("runs")
 
@@ -44,6 +49,12 @@ def test_a_resumed_run_goes_on_in_the_same_curves_and_ends_as_one_without(checkp
     assert len(images) == 3
     assert [(image.step, image.width, image.height) for image in board.Images(images[0])] == [(3, 96, 32), (6, 96, 32)]
     assert (run_folder(experiment.teacher_experiment()) / "tensorboard").is_dir()
+
+
+def test_labels_stand_beside_predictions_where_images_are_made_smaller():
+    data = replace(tiny().data, height=64, width=96, long_side=48)
+    network = build_network(tiny().network, 10, torch.device("cpu"), 0).eval()
+    assert [image_HW3.shape for _, image_HW3 in shown(network, build_split(data, "val"))] == [(32, 96, 3)] * 3
 
 
 def test_a_detector_shows_its_detections():

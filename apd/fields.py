@@ -5,6 +5,7 @@ import importlib
 import re
 import reprlib
 import types
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
@@ -47,6 +48,14 @@ def one_line(message: str) -> str:
     """A message without ends of lines or other control characters, in at most 903 characters."""
     line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in message)
     return line if len(line) <= 900 else f"{line[:450]} … {line[-450:]}"
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, whose keys must differ: which of two values counts, readers do not agree on."""
+    if len(found := dict(pairs)) < len(pairs):
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the entry {twice!r:.80} is there twice")
+    return found
 
 
 def imported(package: str, purpose: str, extra: str, error: type[Exception]) -> Any:

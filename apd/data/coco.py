@@ -16,7 +16,7 @@ import torch
 from apd.data.image_folder import find_data, names_of
 from apd.data.images import DataError, MissingData, read_image, size_of
 from apd.data.instances import InstanceSample, InstanceSpec, coco_library, decode, is_number
-from apd.fields import CONTROLS
+from apd.fields import CONTROLS, each_once
 
 _ANNOTATIONS = "annotations/instances_{split}.json"
 _FIELDS: dict[str, dict[str, type]] = {
@@ -126,7 +126,7 @@ def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
     """The file's sha256 and content, whose three lists have all their fields, of their kinds, and differing ids."""
     try:
         data = file.read_bytes() if size_of(file, _BYTES) else b""
-        content = json.loads(data, object_pairs_hook=_unique)
+        content = json.loads(data, object_pairs_hook=each_once)
     except FileNotFoundError as error:
         raise MissingData(f"annotation file {file} is missing") from error
     except MemoryError as error:
@@ -149,13 +149,6 @@ def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
             if count > 1:
                 raise DataError(f"{file}: {part} hold the {field} {value!s:.80} twice; each must have its own")
     return hashlib.sha256(data).hexdigest(), content
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, whose keys must differ: which of two values counts, readers do not agree on."""
-    if len(found := dict(pairs)) < len(pairs):
-        raise ValueError(f"an object has a key twice: {shortened([key for key, _ in pairs]):.80}")
-    return found
 
 
 def _categories(content: dict[str, Any], name: str, file: Path) -> InstanceSpec:

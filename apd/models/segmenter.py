@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import Conv2dNormActivation as ConvBNReLU
 
 from apd.fields import one_line
 from apd.models import pretrained
@@ -23,16 +24,6 @@ PSP_BINS = (1, 2, 3, 6)  # as published
 ASPP_REACH = 288  # image pixels from a cell to the outermost taps: 36 cells of stride 8 (as published)
 
 
-def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, *, dilation: int = 1) -> nn.Sequential:
-    """Convolution without bias, batch norm, ReLU; the size of the map is kept (`kernel_size` must be odd)."""
-    padding = dilation * (kernel_size // 2)
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
-
-
 class PyramidPooling(nn.Module):
     """The PSPNet head up to its feature map: pool at several grid sizes, upsample, concatenate, merge.
 
@@ -43,8 +34,8 @@ class PyramidPooling(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         width = in_channels // 4
-        self.branches = nn.ModuleList(conv_bn_relu(in_channels, width, 1) for _ in PSP_BINS)
-        self.merge = conv_bn_relu(in_channels + width * len(PSP_BINS), out_channels, 3)
+        self.branches = nn.ModuleList(ConvBNReLU(in_channels, width, 1) for _ in PSP_BINS)
+        self.merge = ConvBNReLU(in_channels + width * len(PSP_BINS), out_channels, 3)
 
     def forward(self, features_BChw: Tensor) -> Tensor:
         """Backbone map `B in_channels h w` → merged map `B out_channels h w`."""
@@ -64,10 +55,10 @@ class AtrousPooling(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, dilations: Sequence[int] = (12, 24, 36)) -> None:
         super().__init__()
-        self.image_pool = conv_bn_relu(in_channels, out_channels, 1)
-        around = [conv_bn_relu(in_channels, out_channels, 3, dilation=dilation) for dilation in dilations]
-        self.branches = nn.ModuleList([conv_bn_relu(in_channels, out_channels, 1), *around])
-        self.merge = conv_bn_relu((2 + len(dilations)) * out_channels, out_channels, 3)
+        self.image_pool = ConvBNReLU(in_channels, out_channels, 1)
+        around = [ConvBNReLU(in_channels, out_channels, 3, dilation=dilation) for dilation in dilations]
+        self.branches = nn.ModuleList([ConvBNReLU(in_channels, out_channels, 1), *around])
+        self.merge = ConvBNReLU((2 + len(dilations)) * out_channels, out_channels, 3)
 
     def forward(self, features_BChw: Tensor) -> Tensor:
         """Backbone map `B in_channels h w` → merged map `B out_channels h w`."""
@@ -87,7 +78,7 @@ class AuxiliaryHead(nn.Module):
     def __init__(self, in_channels: int, num_classes: int, *, width: int = 256, dropout: float = 0.1) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            *conv_bn_relu(in_channels, width, 3), nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1)
+            *ConvBNReLU(in_channels, width, 3), nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1)
         )
 
     def forward(self, features_BChw: Tensor) -> Tensor:

@@ -97,14 +97,6 @@ BEST: dict[str, float] = {
     "i2ckd": 10.0,
 }
 """The factor with which a method's trial was best on val, where that is not 1; a test holds it to the records."""
-WEIGHTS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("apd", "roi_apd", "dense_apd"), ("alignment", "observation")),
-    **dict.fromkeys(("dkd", "roi_dkd"), ("target", "non_target")),
-    "cwd": ("logits", "features"),
-    "cirkd": ("batch_pixels", "pixel_memory", "region_memory"),
-    "dist": ("inter", "intra"),
-}
-"""The fields of a method's configuration that weigh what reaches the student, where that is not `weight` alone."""
 
 
 def other_method_variants() -> list[Variant]:
@@ -122,8 +114,8 @@ def plain_variants() -> list[Variant]:
 
 
 def stronger(config: DistillerConfig, factor: float) -> DistillerConfig:
-    """A method's configuration with its weights multiplied."""
-    names = WEIGHTS.get(config.method, ("weight",))
+    """A method's configuration with the weights of all that reaches the student multiplied, but for its pixel KD."""
+    names = [name for name in config.terms if name not in ("regularisation", "pixel_kd")] or ["weight"]
     return replace(config, **{name: float(f"{factor * getattr(config, name):.12g}") for name in names})
 
 

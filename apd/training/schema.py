@@ -15,7 +15,7 @@ from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint, from_dict
 from apd.data.scenes import OBJECTS
 from apd.evaluation.average_precision import AREAS, IOU_THRESHOLDS
-from apd.fields import CONTROLS, UserError, one_line
+from apd.fields import CONTROLS, UserError, each_once, one_line
 
 SCHEMA = 1
 MOST_BYTES = 2**24  # of a file; the largest committed record has 137 kB
@@ -44,17 +44,9 @@ def read_json(path: Path) -> Any:
     try:
         if path.exists() and not (path.is_file() and 0 < path.stat().st_size <= MOST_BYTES):  # as a log
             raise ValueError(f"it is empty, or no regular file of at most {MOST_BYTES >> 20} MiB")
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_once)
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: cannot be read as JSON: {error}") from error
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(content := dict(pairs)) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"the entry {twice!r:.80} is there twice")
-    return content
 
 
 def with_digest(content: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from apd.data.census import Census, census_of, require_labels
 from apd.data.dataset_yaml import unlabelled_images
 from apd.data.images import DataWarning
 from apd.data.specs import UNLABELLED, SegmentationDataset
-from apd.evaluation.inference import agreement_of, confusion_of, evaluating, resolve_precision, scores
+from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision, scores
 from apd.fields import ExperimentError, imported, require
 from apd.losses import task_loss, upsample, valid_weight
 from apd.models.checkpoints import load_weights
@@ -247,14 +247,17 @@ class SegmentationTask(RunTask):
             global_count(count)
         if not self.distillers:
             return
-        with evaluating(self):  # no memory is written, no batch statistics move
-            size = images_B3HW.shape[2:]
-            if size not in self._shapes:
-                output: SegOutput = self.student(images_B3HW[:1])
-                self._shapes[size] = output.logits.shape[1:], output.features.shape[1:]
-            nothing = images_B3HW.new_zeros(1)
-            logits, features = (nothing.expand(len(images_B3HW), *shape) for shape in self._shapes[size])
-            self._distil(SegOutput(logits, features, None), teacher, distilled_BHW)
+        modes = [(module, module.training) for module in self.modules()]  # a part may be kept in eval mode
+        self.eval()  # no memory is written, no batch statistics move
+        size = images_B3HW.shape[2:]
+        if size not in self._shapes:
+            output: SegOutput = self.student(images_B3HW[:1])
+            self._shapes[size] = output.logits.shape[1:], output.features.shape[1:]
+        nothing = images_B3HW.new_zeros(1)
+        logits, features = (nothing.expand(len(images_B3HW), *shape) for shape in self._shapes[size])
+        self._distil(SegOutput(logits, features, None), teacher, distilled_BHW)
+        for module, training in modes:
+            module.training = training
 
     def evaluate(
         self, network: nn.Module, dataset: SegmentationDataset, inference: InferenceOptions, ranks: Ranks

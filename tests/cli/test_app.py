@@ -5,7 +5,6 @@ import json
 import os
 import re
 import runpy
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -31,12 +30,6 @@ def test_commands_and_their_options_are_listed(capsys):
         assert f"  {command} " in once
         assert leave(command, "--help") == 0
         assert capsys.readouterr().out.startswith(f"usage: apd {command}")
-
-
-def test_the_help_loads_nothing_but_torch():
-    code = "import sys; from apd.cli.app import main; main(['--help']); print({'tyro', 'timm'} & set(sys.modules))"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.splitlines()[-1] == "set()"
 
 
 def test_the_help_of_train_shows_every_field_of_an_experiment_with_its_type_or_choices(capsys):
@@ -133,10 +126,7 @@ def test_recipes_are_listed_and_shown_as_they_are_run(arguments, capsys):
         (["train", "tiny-apd", "--method=student"], ["--method=student: the recipe tiny-apd says it already"]),
         (["campaign", "scenes"], ["there is no campaign 'scenes'", "did you mean 'scenes-tiny'?"]),
         (["train", "--size", "smal"], ["'smal'", "did you mean 'small'?"]),
-        (
-            ["train", "--training.lerning-rate", "1"],
-            ["--training.lerning-rate", "Perhaps you meant --training.learning-rate, "],
-        ),
+        (["train", "--training.lerning-rate", "1"], ["--training.lerning-rate", "meant --training.learning-rate, "]),
         (["train", "--training.learning-rate", "fast"], ["--training.learning-rate", "'fast'"]),
         (["train", "--training.batch-size", "1"], ["TrainingConfig.batch_size = 1", "at least 2"]),
         (["evaluate"], ["Missing", "RUN"]),

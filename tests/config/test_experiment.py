@@ -124,7 +124,7 @@ def test_a_distiller_of_which_nothing_is_left_is_refused(kind):
 SEGMENT, DETECT = tiny("apd"), boxes.small("roi_apd")
 HEADLESS, HEADLESS_ROI = (kind(width=None, regularisation=0) for kind in (APDConfig, RoIAPDConfig))
 WIDTHS = "APDConfig.width = None: expected features of equal width then, got network"
-FAST = replace(boxes.TRAINING, compile=True)
+FAST, THERE = replace(boxes.TRAINING, compile=True), TrainingConfig(device_augmentation=True)
 TOGETHER = [
     (SEGMENT, {"teacher": None}, "Experiment.teacher = None: distillers need a teacher"),
     (SEGMENT, {"distillers": (APDConfig(), APDConfig(width=4))}, "expected each method at most once"),
@@ -143,6 +143,9 @@ TOGETHER = [
     (DETECT, {"training": replace(boxes.TRAINING, added_loss="dice")}, "the default: its losses are torchv"),
     (DETECT, {"training": replace(boxes.TRAINING, label_smoothing=0.1)}, "the default: its losses are torchv"),
     (DETECT, {"training": replace(boxes.TRAINING, gradient_checkpointing=True)}, "expected False in detection: it is"),
+    (SEGMENT, {"data": DataConfig(rotation=0.5), "training": THERE}, "device_augmentation = True: expected False be"),
+    (SEGMENT, {"data": DataConfig(blur=0.5), "teacher": TeacherConfig(training=THERE)}, "True: expected False beside"),
+    (DETECT, {"training": replace(boxes.TRAINING, device_augmentation=True)}, "expected False in detection: the load"),
     (DETECT, {"distillers": (HEADLESS_ROI,)}, f"RoI{WIDTHS}.box_width = 32 and teacher.network.b"),
     (DETECT, {"data": InstanceDataConfig(**COCO, masks=False)}, "expected True: mask_rcnn learns from masks"),
 ]

@@ -84,14 +84,11 @@ def test_the_network_the_generator_and_the_environment_are_left_as_they_were(mon
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        *((name, 0, "at least 1") for name in ("height", "width", "batch")),
-        ("seconds", 0, "more than 0"),
-        ("device", "meta", "a CPU or CUDA device"),
-    ],
-)
+WRONG = [(name, 0, "at least 1") for name in ("height", "width", "batch")]
+WRONG += [("seconds", 0, "more than 0"), ("device", "meta", "a CPU or CUDA device")]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), WRONG)
 def test_numbers_below_their_least_and_a_device_without_a_memory_figure_are_refused(name, value, expected):
     with pytest.raises(ValueError, match=f"{name}: got '?{value}'?, expected {expected}"):
         cost_of(Small(), **{"height": 20, "width": 15, name: value})

@@ -95,11 +95,8 @@ def test_images_get_the_longest_side_and_labels_keep_their_size():
         assert other.image_3HW.shape == (3, 72, 96)
         assert torch.equal(one.labels_HW, other.labels_HW)
         assert one.name == other.name
-    assert [long_side_size(*size, 512) for size in ((512, 683), (8, 8), (1, 3000))] == [
-        (384, 512),
-        (512, 512),
-        (1, 512),
-    ]
+    sizes = [long_side_size(*size, 512) for size in ((512, 683), (8, 8), (1, 3000))]
+    assert sizes == [(384, 512), (512, 512), (1, 512)]
     refused(lambda: long_side_size(0, 4, 512), ValueError, names=("height=0, width=4, long_side=512", "at least 1"))
     refused(lambda: LongSide(plain, 0)[0], ValueError, names=("long_side=0",))
 
@@ -150,10 +147,7 @@ def test_the_cache_changes_no_pixel_cannot_be_damaged_by_a_caller_and_holds_no_m
         assert torch.equal(one.image_3HW, other.image_3HW)
         assert torch.equal(one.labels_HW, other.labels_HW)
     monkeypatch.setattr("apd.data.image_folder.CACHE_BYTES", 4 * 40 * 64 * 2)  # two of the three
-    read, small = (
-        FolderDataset(CAMVID, pairs, cache=None),
-        FolderDataset(CAMVID, pairs, height=20, width=32, cache=None),
-    )
+    read, small = (FolderDataset(CAMVID, pairs, cache=None, **size) for size in ({}, {"height": 20, "width": 32}))
     for path, _ in pairs:
         path.write_bytes(b"")
     assert len(list(small)) == 3

@@ -12,16 +12,8 @@ from bad_input import refused
 from torchvision.datasets import Cityscapes
 
 from apd.data.converted import LABELMEFACADE
-from apd.data.specs import (
-    ADE20K,
-    CAMVID,
-    CITYSCAPES,
-    CLASS_COLOURS,
-    COCO_STUFF,
-    IGNORE_COLOUR,
-    SCENES,
-    distinct_colours,
-)
+from apd.data.specs import ADE20K, CAMVID, CITYSCAPES, CLASS_COLOURS, IGNORE_COLOUR, SCENES, distinct_colours
+from apd.data.specs import COCO_STUFF as COCO
 from apd.data.specs import PASCAL_CONTEXT_59 as CONTEXT
 from apd.data.specs import PASCAL_CONTEXT_60 as WITH_BACKGROUND
 
@@ -87,9 +79,9 @@ def test_cityscapes_has_torchvisions_table_pascal_context_a_background_before_an
     assert CITYSCAPES.thing_names == tuple(label.name for label in counted if label.has_instances)
     assert WITH_BACKGROUND.class_names == ("background", *sorted(CONTEXT.class_names))
     assert {"aeroplane", "tvmonitor", "bedclothes", "wood"} < set(CONTEXT.class_names)
-    assert COCO_STUFF.class_names[:80] == COCO_STUFF.thing_names
-    assert (COCO_STUFF.index("person"), COCO_STUFF.index("toothbrush"), COCO_STUFF.index("wood")) == (0, 79, 170)
-    assert not {"street sign", "hat", "plate", "mirror", "window", "desk", "door"} & set(COCO_STUFF.class_names)
+    assert COCO.class_names[:80] == COCO.thing_names
+    assert (COCO.index("person"), COCO.index("toothbrush"), COCO.index("wood")) == (0, 79, 170)
+    assert not {"street sign", "hat", "plate", "mirror", "window", "desk", "door"} & set(COCO.class_names)
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="APD_DATA holds no ade20k_sample/")

@@ -11,7 +11,7 @@ import pytest
 import torch
 import tyro
 from every_method import METHODS
-from small_experiments import NETWORK, TEACHER, outcome, prepared_run, tiny
+from small_experiments import NETWORK, TEACHER, outcome, prepared_run, stopped, tiny, undisturbed
 
 from apd.cli.app import parse
 from apd.config.experiment import Experiment
@@ -19,7 +19,6 @@ from apd.config.identity import fingerprint, from_dict, to_dict
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DISTILLERS, DistillerConfig, build_distiller
 from apd.fields import ExperimentError
-from apd.training import trainer as loop
 from apd.training.run import train
 from apd.training.segmentation import build_network
 
@@ -79,31 +78,16 @@ def test_a_module_has_every_setting_of_its_configuration_and_says_so_in_its_sign
     assert sorted(inspect.signature(kind.module).parameters) == sorted((*sizes, *others, "ignore_index"))
 
 
-@pytest.mark.parametrize("name", ["FitNetConfig", "MGDConfig", "CIRKDConfig", "I2CKDConfig"])
-def test_adapters_and_memories_start_from_the_seed_alone_and_leave_the_random_state_as_it_was(name, networks):
-    before = torch.get_rng_state()
-    first, again, other = (build_distiller(KINDS[name](), **networks, seed=n).state_dict() for n in (3, 3, 4))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert any(not torch.equal(first[name], other[name]) for name in first)
-
-
-def test_all_methods_in_one_run_and_interrupted_it_ends_bit_equal(tmp_path, monkeypatch):
+def test_all_methods_in_one_run_and_interrupted_it_ends_bit_equal(runs, tmp_path):
     experiment = with_distillers(*ALL)
     run = prepared_run(experiment, tmp_path)
     trained = {id(p) for group in run.optimisers["student"].param_groups for p in group["params"]}
     for name, distiller in run.distillers.items():
         assert {id(p) for p in distiller.student_parameters()} <= trained, name
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "whole"))
+    stopped(experiment, 4)
     train(experiment)
-    expected = outcome(experiment)
-    assert {"fitnet.fitnet", "cirkd.pixel_memory", "dkd.target", "idd.idd"} <= set(expected["log"][0])
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "parts"))
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    with pytest.raises(ZeroDivisionError):
-        train(experiment, on_step=lambda step: 1 / (step - 4))
-    train(experiment)
-    assert outcome(experiment) == expected
+    assert (found := outcome(experiment)) == undisturbed(experiment)
+    assert {"fitnet.fitnet", "cirkd.pixel_memory", "dkd.target", "idd.idd"} <= set(found["log"][0])
 
 
 @pytest.fixture

@@ -48,9 +48,8 @@ def test_export_writes_a_runs_student_with_its_classes_its_size_and_a_card_of_it
     assert model.config["image_mean"] == pytest.approx([0.485, 0.456, 0.406])
     card = ModelCard.load(to / "README.md")
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert found == pytest.approx(
-        {"mIoU": record.scores.miou, "mAcc": record.scores.macc, "aAcc": record.scores.aacc}, abs=1e-6
-    )
+    scores = {"mIoU": record.scores.miou, "mAcc": record.scores.macc, "aAcc": record.scores.aacc}
+    assert found == pytest.approx(scores, abs=1e-6)
     assert card.data.license is None
     assert "taught by APD." in card.text
     code = card.text.split("```python")[1].split("```")[0]

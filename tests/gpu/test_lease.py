@@ -46,16 +46,15 @@ def call(here, *arguments, code=0, **environment):
     return done.stdout + done.stderr
 
 
-def git(here, *arguments):
+def committed(here):
     who = ["-c", "user.name=rehearsal", "-c", "user.email=rehearsal@example.org"]
-    subprocess.run(["git", *who, *arguments], cwd=here, check=True, capture_output=True)
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
+        subprocess.run(["git", *who, *arguments], cwd=here, check=True, capture_output=True)
+    return here
 
 
 def test_the_whole_lease_is_rehearsed_from_packing_to_unpacking(tmp_path):
-    here = copied(tmp_path / "here")
-    git(here, "init", "-q")
-    git(here, "add", "-A")
-    git(here, "commit", "-qm", "all")
+    here = committed(copied(tmp_path / "here"))
     data = write_camvid(tmp_path / "data" / "CamVid").parent
     assert ".lease/1: " in call(here, "pack", "toy", APD_DATA=data)
     there, out = copied(tmp_path / "there"), tmp_path / "out"
@@ -100,10 +99,7 @@ def clone(tmp_path, monkeypatch):
     (here / "apd").mkdir(parents=True)
     (here / "apd" / "module.py").write_text("")
     (here / ".gitignore").write_text("/.lease/\n")
-    git(here, "init", "-q")
-    git(here, "add", "-A")
-    git(here, "commit", "-qm", "all")
-    monkeypatch.chdir(here)
+    monkeypatch.chdir(committed(here))
     student = NetworkConfig(backbone="mobilenetv2_100", weights="torchvision")
     teacher = TeacherConfig(network=NetworkConfig(backbone="efficientnet_lite0", weights="imagenet"))
     experiment = replace(tiny("apd"), data=CAMVID, network=student, teacher=teacher)

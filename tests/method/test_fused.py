@@ -17,14 +17,8 @@ def features_and_labels(*, grid=(3, 5), dtype=torch.float64):
     return features, labels
 
 
-OPTIONS = [
-    {},
-    {"scope": "batch"},
-    {"absent": "zero", "scale": 3.0},
-    {"scope": "batch", "absent": "zero"},
-    {"detach_prototypes": True},
-    {"detach_prototypes": True, "scope": "batch"},
-]
+OPTIONS = [{}, {"scope": "batch"}, {"absent": "zero", "scale": 3.0}, {"scope": "batch", "absent": "zero"}]
+OPTIONS += [{"detach_prototypes": True}, {"detach_prototypes": True, "scope": "batch"}]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

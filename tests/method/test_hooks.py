@@ -1,17 +1,12 @@
-"""Features of any module of any model: tapped, copied, compiled, checkpointed, tokens as maps; networks of other
-libraries, unedited: one of segmentation-models-pytorch learns from a SegFormer of transformers."""
+"""Features of any module of any model: tapped, copied, compiled, checkpointed, tokens as maps."""
 
 import copy
 import pickle
 
 import pytest
-import segmentation_models_pytorch as smp
 import torch
-from small_experiments import copied, equal
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from apd import APDLoss, FeatureTap, tokens_to_map
 
@@ -253,38 +248,3 @@ def test_tokens_that_fill_no_grid_are_refused_with_the_way_out():
     ):
         with pytest.raises(ValueError, match=message):
             tokens_to_map(torch.zeros(shape), prefix_tokens=prefix)
-
-
-def gradients(module):
-    return {name for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
-
-
-def test_tapped_maps_are_what_the_classifiers_read_and_a_step_trains_student_and_heads_and_not_the_teacher():
-    student = smp.DeepLabV3("tu-test_efficientnet", encoder_weights=None, decoder_channels=32, classes=5)
-    widths = {"hidden_sizes": (8, 16, 24, 32), "num_attention_heads": (1, 1, 2, 2), "decoder_hidden_size": 48}
-    config = SegformerConfig(num_labels=5, depths=(1, 1, 1, 1), **widths)
-    teacher = SegformerForSemanticSegmentation(config).eval().requires_grad_(False)
-    distiller, before = APDLoss(32, 48, 5, width=16), copied(teacher)
-    images = torch.rand(2, 3, 64, 96)
-    labels = torch.randint(0, 5 - 1, (2, 4, 6)).repeat_interleave(16, 1).repeat_interleave(16, 2)
-    labels[:, :3] = 255
-    paths = {"student_features": "decoder", "student_logits": "segmentation_head.0"}
-    taps = {name: FeatureTap(student, path).open() for name, path in paths.items()}
-    taps["teacher_features"] = FeatureTap(teacher, "decode_head.activation").open()
-    enlarged, teacher_logits = student(images), teacher(pixel_values=images).logits
-    maps = {name: tap.features for name, tap in taps.items()} | {"teacher_logits": teacher_logits}
-    # strides 8 and 4 of the image
-    assert [maps[f"student_{kind}"].shape for kind in ("features", "logits")] == [(2, 32, 8, 12), (2, 5, 8, 12)]
-    assert [maps[f"teacher_{kind}"].shape for kind in ("features", "logits")] == [(2, 48, 16, 24), (2, 5, 16, 24)]
-    assert enlarged.shape == (2, 5, 64, 96)
-    torch.testing.assert_close(student.segmentation_head[0](maps["student_features"]), maps["student_logits"])
-    torch.testing.assert_close(teacher.decode_head.classifier(maps["teacher_features"]), teacher_logits)
-
-    terms = distiller(**maps, labels=labels)
-    assert set(terms) == {"regularisation", "alignment", "observation", "pixel_kd", "loss"}
-    assert all(term.isfinite() and term > 0 for term in terms.values())
-    (F.cross_entropy(enlarged, labels, ignore_index=255) + terms["loss"]).backward()
-    assert gradients(student) == {name for name, _ in student.named_parameters()}
-    assert gradients(distiller) == {name for name, _ in distiller.named_parameters()}
-    assert gradients(teacher) == set()
-    assert equal(copied(teacher), before)

@@ -83,18 +83,9 @@ ENTRY = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
 FILES = [
     *(b"", b"P", b"<!DOCTYPE html>", bytes(10_000), saved(STATE)[:-9999], save(STATE)[:-100], save(STATE) + b"more"),
     *(archive(b""), archive(pickle.dumps([1], 2)), archive(bytes(10**8), compression=zipfile.ZIP_DEFLATED)),
-    *(
-        pickle.dumps({"a": Hostile()}),
-        saved({"a": Hostile()}),
-        saved(network()),
-        saved(W),
-        saved({}),
-        pickle.dumps([1]),
-    ),
-    *(
-        saved(content, _use_new_zipfile_serialization=False)
-        for content in ({"a": Hostile()}, {"a": 1}, STATE | {"a": {}})
-    ),
+    *(pickle.dumps({"a": Hostile()}), pickle.dumps([1])),
+    *(saved({"a": Hostile()}), saved(network()), saved(W), saved({})),
+    *(saved(x, _use_new_zipfile_serialization=False) for x in ({"a": Hostile()}, {"a": 1}, STATE | {"a": {}})),
     *(b"\x80\x02" + b"]" * 10**4 + b"a" * (10**4 - 1) + b".", b"\x80\x04\x8e" + struct.pack("<Q", 10**10) + b"."),
     *(struct.pack("<Q", 2**60) + b"{}", b"\xff" * 8 + b"{", safe(b"{'a': 1}"), safe(b'{"\xff": 1}'), safe(b"[1]")),
     *(safe(b'{"a":' * 10**5 + b"1" + b"}" * 10**5), safe(ENTRY), safe(ENTRY.replace(b"F32", b"F33"))),

@@ -71,14 +71,8 @@ def test_a_command_of_a_page_is_one_that_there_is(arguments, capsys):
             targets = re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
             assert [word for word in rest if "=" not in word and word not in targets] == []
         case [program, *_]:
-            assert program in (
-                "python",
-                "pip",
-                "export",
-                "papermill",
-                "accelerate",
-                "torchrun",
-            )  # the last two: test_loops
+            known = "python pip export papermill accelerate torchrun"  # the last two: test_loops
+            assert program in known.split()
 
 
 def test_every_data_script_is_on_a_page_with_its_commands():

@@ -166,10 +166,8 @@ def test_what_the_book_sets_formulas_with_is_asked_for_and_what_it_cannot_set_is
 
 
 def test_no_file_of_the_environment_names_the_address_of_a_registry():
-    texts = (
-        LOCK,
-        *((ROOT / name).read_text() for name in ("requirements-conda.txt", "environment.yml", "pyproject.toml")),
-    )
+    files = "requirements-conda.txt", "environment.yml", "pyproject.toml"
+    texts = LOCK, *((ROOT / name).read_text() for name in files)
     assert re.findall(r"\w+://\S*|--\S*index\S*|--find-links|@ file", "\n".join(texts)) == []
 
 

@@ -21,7 +21,7 @@ from apd.config.identity import fingerprint, to_dict
 from apd.distillers.base import DISTILLERS
 from apd.report.statistics import method_of
 from apd.study import campaign, parallel
-from apd.study.ablations import OTHER_METHODS, WEIGHTS, plain_variants, stronger, variant_names, variant_of_strength
+from apd.study.ablations import OTHER_METHODS, plain_variants, stronger, variant_names, variant_of_strength
 from apd.study.campaign import Ledger, main, run_campaign
 from apd.study.campaigns import CAMPAIGNS, CampaignError, experiments_of, steps_done
 from apd.study.parallel import SideBySide, Worker
@@ -133,8 +133,9 @@ def test_the_evidence_has_every_method_with_enough_seeds_under_one_recipe(name, 
 @pytest.mark.parametrize("kind", DISTILLERS.values())
 def test_a_stronger_method_has_its_weights_multiplied_and_nothing_else(kind):
     plain, ten_times = kind(), stronger(kind(), 10.0)
+    ours = "alignment observation target non_target logits features batch_pixels pixel_memory region_memory inter intra"
     changed = {f.name for f in fields(kind) if getattr(plain, f.name) != getattr(ten_times, f.name)}
-    assert changed == {name for name in WEIGHTS.get(plain.method, ("weight",)) if getattr(plain, name)}
+    assert changed == {n for n in {f.name for f in fields(kind)} & {*ours.split(), "weight"} if getattr(plain, n)}
     assert all(getattr(ten_times, name) == pytest.approx(10 * getattr(plain, name)) for name in changed)
 
 

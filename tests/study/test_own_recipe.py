@@ -22,18 +22,11 @@ def _no_data_and_runs_of_its_own(runs, monkeypatch):
 
 
 TV, LITE0 = ("mobilenetv2_100", "torchvision"), ("efficientnet_lite0", "imagenet")
-LITE2 = ("efficientnet_lite2", "imagenet")
+LITE2, RANDOM = ("efficientnet_lite2", "imagenet"), (("mobilenetv2_100", "none"), ("efficientnet_lite2", "none"))
+AT_HAND = [((TV, LITE0, LITE2), TV, LITE2), ((LITE0, LITE2), LITE0, LITE2), ((TV,), TV, TV), ((), *RANDOM)]
 
 
-@pytest.mark.parametrize(
-    ("known", "student", "teacher"),
-    [
-        ((TV, LITE0, LITE2), TV, LITE2),
-        ((LITE0, LITE2), LITE0, LITE2),
-        ((TV,), TV, TV),
-        ((), ("mobilenetv2_100", "none"), ("efficientnet_lite2", "none")),
-    ],
-)
+@pytest.mark.parametrize(("known", "student", "teacher"), AT_HAND)
 def test_networks_start_from_the_imagenet_weights_that_are_at_hand(known, student, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_at_hand", lambda *asked: asked in known)
     chosen = own_recipe(make(tmp_path / "fields"))
@@ -56,17 +49,11 @@ def test_weights_are_looked_for_where_they_would_be_loaded_from_and_nothing_is_d
 
 
 YARD = [(360, 480), (480, 640), (338, 600), (480, 360)]
+CHOSEN = [(YARD, (256, 320), (160, 224), 16, 100), ([(64, 96)] * 30, (64, 96), (64, 96), 8, 300)]
+CHOSEN += [([(64, 1280)] * 120, (64, 1280), (32, 832), 16, 600), ([(300, 2)] * 10**6, (288, 32), (288, 32), 16, 10_000)]
 
 
-@pytest.mark.parametrize(
-    ("sizes", "size", "crop", "stride", "steps"),
-    [
-        (YARD, (256, 320), (160, 224), 16, 100),
-        ([(64, 96)] * 30, (64, 96), (64, 96), 8, 300),
-        ([(64, 1280)] * 120, (64, 1280), (32, 832), 16, 600),
-        ([(300, 2)] * 10**6, (288, 32), (288, 32), 16, 10_000),
-    ],
-)
+@pytest.mark.parametrize(("sizes", "size", "crop", "stride", "steps"), CHOSEN)
 def test_sizes_and_steps_follow_from_the_images(sizes, size, crop, stride, steps, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "image_sizes", lambda *_: sizes)
     experiment = own_recipe(make(tmp_path / "fields")).experiment

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from itertools import chain
 from typing import get_args
 
 import pytest
@@ -13,18 +12,16 @@ from apd import APDLoss
 from apd.cli.app import main
 from apd.config.datasets import spec_of
 from apd.config.experiment import NetworkConfig, TeacherConfig, TrainingConfig
-from apd.config.identity import fingerprint
 from apd.config.inference_options import InferenceOptions
 from apd.distillers.base import build_distiller
 from apd.fields import ExperimentError
-from apd.report.figures.answers import validation_score
+from apd.report.figures.answers import read_campaigns, validation_score
 from apd.study import published_recipes as published
 from apd.study import recipes as study
 from apd.study.campaigns import experiments_of
 from apd.study.published_recipes import CLASSES_SEEN, PAPER_METHODS, PUBLISHED, PaperSize, leaves, paper_recipe
 from apd.study.recipes import METHODS, REAL_SIZES, Size, all_recipes, methods_of, recipe, value_sources
 from apd.training.checkpoint import save_weights
-from apd.training.record import read_records, records_folder
 from apd.training.run import run_folder, train
 from apd.training.segmentation import build_network
 
@@ -166,15 +163,6 @@ def test_data_networks_schedule_and_methods_are_those_of_reviewkds_configuration
     assert methods[4:] == ([("roi_kd", "dense_apd")] if "boxes" not in size else [])
 
 
-def box_ap_on_val(name, labels):
-    """Box AP on val after the last step, by label; every one of the runs must have a record."""
-    planned = {fingerprint(experiment) for experiment in experiments_of(name)}
-    records = [r for r in read_records(records_folder(name)) if r.content["fingerprint"] in planned]
-    found = {record.experiment.name: validation_score(record) for record in records}
-    assert set(labels) <= set(found)
-    return found
-
-
 def test_variants_of_detection_differ_in_nothing_but_their_distillers():
     planned = experiments_of("scenes-detection")
     assert len({replace(e, name="-", seed=0, distillers=()) for e in planned}) == 1
@@ -184,31 +172,28 @@ def test_variants_of_detection_differ_in_nothing_but_their_distillers():
     assert (added.pixel_kd == 0) == (published.BEST_OTHER_DETECTION_METHOD == "roi_dkd"), "logits are compared once"
 
 
-def test_the_learning_rate_of_student_detectors_is_the_best_of_the_records_by_the_mean_of_three_methods():
-    rates, methods = published.TRIED_STUDENT_LEARNING_RATES, published.LEARNING_RATE_METHODS
-    students = {rate: [f"{method}-rate{rate:g}-seed0" for method in methods] for rate in rates}
-    found = box_ap_on_val("scenes-detection-tuning", chain(*students.values()))
-    assert max(students, key=lambda rate: sum(map(found.get, students[rate]))) == published.STUDENT_LEARNING_RATE
-
-
 def choices():
-    """(campaign, what was tried by the label of its run, what was chosen)."""
-    rates = {f"teacher-rate{rate:g}": rate for rate in published.TRIED_TEACHER_LEARNING_RATES}
-    yield "scenes-detection-tuning", rates, published.TEACHER_LEARNING_RATE
-    others = {f"{method}-seed0": method for method in published.OTHER_DETECTION_METHODS}
+    """(campaign, the labels of the runs with each value that was tried, the value that was chosen)."""
+    tuning, methods = "scenes-detection-tuning", published.LEARNING_RATE_METHODS
+    teachers = {rate: [f"teacher-rate{rate:g}"] for rate in published.TRIED_TEACHER_LEARNING_RATES}
+    yield tuning, teachers, published.TEACHER_LEARNING_RATE
+    rates = published.TRIED_STUDENT_LEARNING_RATES  # by the mean of three methods
+    students = {rate: [f"{method}-rate{rate:g}-seed0" for method in methods] for rate in rates}
+    yield tuning, students, published.STUDENT_LEARNING_RATE
+    others = {method: [f"{method}-seed0"] for method in published.OTHER_DETECTION_METHODS}
     yield "scenes-detection", others, published.BEST_OTHER_DETECTION_METHOD
     for method in published.UNTUNED.keys() - {"student"}:
-        factors = {f"{method}_x{factor:g}-seed0": factor for factor in published.DETECTION_FACTORS}
-        if method in published.LEARNING_RATE_METHODS:  # its run at factor 1 is one of the rates'
-            del factors[f"{method}_x1-seed0"]
-            factors[f"{method}-rate{published.STUDENT_LEARNING_RATE:g}-seed0"] = 1.0
-        yield "scenes-detection-tuning", factors, published.BEST_FACTORS.get(method, 1.0)
+        factors = {factor: [f"{method}_x{factor:g}-seed0"] for factor in published.DETECTION_FACTORS}
+        if method in methods:  # its run at factor 1 is one of the rates'
+            factors[1.0] = [f"{method}-rate{published.STUDENT_LEARNING_RATE:g}-seed0"]
+        yield tuning, factors, published.BEST_FACTORS.get(method, 1.0)
 
 
 def test_what_was_chosen_for_detection_is_the_best_of_the_records():
+    records, _ = read_campaigns(["scenes-detection", "scenes-detection-tuning"])
     for campaign, tried, chosen in choices():
-        found = box_ap_on_val(campaign, tried)
-        assert tried[max(tried, key=found.get)] == chosen, tried
+        found = {record.experiment.name: validation_score(record) for record in records[campaign]}
+        assert max(tried, key=lambda value: sum(found[label] for label in tried[value])) == chosen, tried
 
 
 def miniature(start):
@@ -243,7 +228,7 @@ def test_the_methods_of_a_recipe_differ_in_what_the_method_is_and_in_nothing_els
         if method == "student_equal_seconds":
             assert other.training.iterations > student.training.iterations
             other = replace(other, training=replace(other.training, iterations=student.training.iterations))
-        if size in ("small", "full", *REAL_SIZES):  # each method's best on val; held to the records in test_rates
+        if size in ("small", "full", *REAL_SIZES):  # each method's best on val; held to the records in test_tables
             rates = study.LEARNING_RATES if size in REAL_SIZES else study.SMALL_LEARNING_RATES
             assert other.training.learning_rate == rates[method]
             rate = student.training.learning_rate

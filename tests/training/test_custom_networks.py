@@ -113,6 +113,8 @@ def test_the_maps_are_the_networks_own_in_copies_and_compiled_and_at_any_size(ne
         output = forward(images)
         torch.testing.assert_close(output.logits, expected)
         torch.testing.assert_close(model.network.segmentation_head(output.features), expected)
+    teacher = build_custom(f"{nets}:segformer", 5).eval()
+    torch.testing.assert_close(teacher.network.decode_head.classifier((out := teacher(images)).features), out.logits)
     strict = build_custom(f"{nets}:deeplab", 5).eval()  # this library refuses sides that are no multiples of 32
     assert strict(torch.rand(1, 3, 50, 70)).logits.shape == (1, 5, 13, 18)
     own = build_custom(f"{nets}:Own", 5, **OWN).eval()  # with a normalisation of its own

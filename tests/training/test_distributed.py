@@ -176,7 +176,6 @@ def test_every_parameter_of_a_step_gets_a_gradient(tmp_path):
         experiment = experiment_of(name)
         experiment = replace(experiment, training=replace(experiment.training, auxiliary_weight=weight))
         run = prepared_run(experiment, tmp_path)
-        run.student.train()
         terms = run.step(batch_with("unevenly_ignored"))
         assert ("auxiliary" in terms) == bool(weight)
         heads = any(getattr(config, "width", None) for config in OBJECTIVES[name] if isinstance(config, APDConfig))

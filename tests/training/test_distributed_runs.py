@@ -13,16 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from small_detection import small
-from small_experiments import (
-    SMALLEST,
-    exit_codes,
-    outcome,
-    run_as_a_command,
-    run_ranks,
-    start_ranks,
-    tiny,
-    train_until_killed,
-)
+from small_experiments import SMALLEST as OPTIONS
+from small_experiments import exit_codes, outcome, run_as_a_command, run_ranks, start_ranks, tiny, train_until_killed
 
 import apd.training.segmentation
 from apd.data.image_folder import DataError
@@ -189,7 +181,7 @@ def test_two_ranks_wait_together_for_a_run_that_another_process_holds(tmp_path, 
 def test_torchrun_trains_and_a_rank_that_is_killed_ends_the_job(tmp_path):
     """The first run of the two processes is the teacher's."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "apd"]
-    options = {**SMALLEST, "training.batch-size": 4, "teacher.training.batch-size": 4}
+    options = {**OPTIONS, "training.batch-size": 4, "teacher.training.batch-size": 4}
     options["teacher.training.iterations"] = 100_000
     arguments = ["train", "--method", "student", *(f"--{name}={value}" for name, value in options.items())]
     environment = {**os.environ, "APD_RUNS": str(tmp_path), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}

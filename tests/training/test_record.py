@@ -182,10 +182,8 @@ def test_a_folder_is_checked_file_by_file(tmp_path, capsys):
     os.mkfifo(tmp_path / "run" / "fifo.json")
     assert main(["records", "check", str(tmp_path)]) == main(["records", "check", str(tmp_path / "speed")]) == 1
     printed = capsys.readouterr()
-    assert [line.partition(".json: ")[0] for line in printed.out.splitlines()[:2]] == [
-        f"{tmp_path}/bad\\x1b[31m",
-        f"{tmp_path}/run/fifo",
-    ]
+    named = [line.partition(".json: ")[0] for line in printed.out.splitlines()[:2]]
+    assert named == [f"{tmp_path}/bad\\x1b[31m", f"{tmp_path}/run/fifo"]
     assert "2 refused" in printed.out
     (tmp_path / "speed" / "a.json").write_text(json.dumps(CONTENTS["alone"]))
     (tmp_path / "speed" / "b.json").write_text(json.dumps(edited(CONTENTS["alone"], "confusion/0/3", more)))

@@ -214,7 +214,6 @@ def batch_of(run):
 
 def test_the_terms_are_torchvisions_losses_and_the_distillers_and_the_loss_their_sum(tmp_path):
     run = prepared_run(small("several"), tmp_path)
-    run.student.train()
     batch, twin = batch_of(run), copy.deepcopy(run.student)
     torch.manual_seed(3)
     with DetectorTap(twin) as tap:
@@ -234,7 +233,6 @@ def test_the_terms_are_torchvisions_losses_and_the_distillers_and_the_loss_their
 @pytest.mark.parametrize("method", ["student", "roi_apd", "dense_apd", "several"])
 def test_every_parameter_of_a_step_gets_a_gradient_also_where_an_image_has_no_object(method, tmp_path):
     run = prepared_run(small(method), tmp_path)
-    run.student.train()
     batch = batch_of(run)
     empty = {name: value[:0] for name, value in batch.targets[1].items()}
     empty["class_map"] = torch.zeros_like(batch.targets[1]["class_map"])

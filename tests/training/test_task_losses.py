@@ -69,13 +69,11 @@ def test_the_terms_of_a_step_are_torchs_and_the_librarys(case, tmp_path, net):
     batch.labels_BHW[:, :7] = IGNORE
     training, weights = run.experiment.training, {"list": LIST, "all": LIST}.get(case)
     if case == "balanced":
-        counts = np.bincount(np.concatenate([s.labels_HW.numpy().ravel() for s in run.splits.train]), minlength=256)[
-            :10
-        ]
+        labels = np.concatenate([sample.labels_HW.numpy().ravel() for sample in run.splits.train])
+        counts = np.bincount(labels, minlength=256)[:10]
         weights = [counts.sum() / (np.count_nonzero(counts) * n) if n else 0.0 for n in counts]
         assert run.task.used_weights == pytest.approx(weights)
         weights = np.float32(weights)
-    run.student.train()
     torch.manual_seed(3)
     own, seen = run.student(batch.images_B3HW), [batch.labels_BHW, weights, training.label_smoothing]
     found = {"task": reference(own.logits, *seen)}
@@ -119,7 +117,6 @@ def test_checkpointing_saves_memory_and_moves_neither_numbers_nor_statistics(kin
         experiment = tiny("apd", gradient_checkpointing=on, batch_size=8, accumulation=2, ema_decay=0.5)
         experiment = replace(experiment, network=net) if kind == "deep supervision" else experiment
         run = prepared_run(experiment, tmp_path / str(on))
-        run.student.train()
         torch.manual_seed(1)
         states.append(state_after(run.step, a_batch(8)) | copied(run.student) | copied(run.average.module))
 

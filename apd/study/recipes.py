@@ -42,7 +42,7 @@ seed 0 within 3 %). Full sizes: not measured on a GPU."""
 SMALL_LEARNING_RATES = dict.fromkeys(METHODS, 0.04) | {"pixel_kd": 0.02, "apd": 0.02}
 """Of each method on CamVid with small networks: the best of three on val (`camvid-small-rates`; a test holds it). The
 gradient grows with every loss that is added, so one learning rate would not be fair to all."""
-LEARNING_RATES = dict.fromkeys(METHODS, 8e-4) | {"pixel_kd": 4e-4, "apd": 4e-4}
+LEARNING_RATES = dict.fromkeys(METHODS, 8e-4) | dict.fromkeys(("pixel_kd", "apd", "apd_without_kd"), 4e-4)
 """Of each method at REAL_SIZES, with AdamW: the baseline's best on val in `facade-tuning`; of the others that of
 `facade-learning-rates`, which is not complete (a test holds it)."""
 

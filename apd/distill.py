@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Literal, Self
 
-import torch
 from torch import Tensor, nn
 
 from apd.fields import WIDEST
@@ -30,11 +29,14 @@ from apd.perspective import (
 )
 from apd.validation import (
     BINARY,
+    COLDEST,
+    STEEPEST,
     check_call,
     check_choice,
     check_count,
     check_ignore_index,
     check_positive,
+    has_values,
     without_infinities,
 )
 
@@ -141,8 +143,8 @@ class APDLoss(nn.Module):
         check_choice("labels_from", labels_from, ("truth", "teacher"))
         check_choice("upsample_logits", upsample_logits, (False, True))
         check_choice("detach_prototypes", detach_prototypes, (False, True))
-        check_positive("scale", scale)
-        check_positive("temperature", temperature)
+        check_positive("scale", scale, most=STEEPEST)
+        check_positive("temperature", temperature, least=COLDEST)
         if width is None and student_channels != teacher_channels:
             raise ValueError(
                 f"width=None needs equal channels, got student_channels={student_channels} and "
@@ -236,7 +238,7 @@ class APDLoss(nn.Module):
 
     def _classes_at_hand(self, labels_BHW: Tensor, labels_Bhw: Tensor) -> CompactLabels:
         """On a CPU, where reading a value costs nothing: only the classes that occur. Elsewhere all of them."""
-        if labels_BHW.is_cpu and self.absent == "mask" and not torch.compiler.is_compiling():
+        if labels_BHW.is_cpu and has_values(labels_BHW) and self.absent == "mask":
             return occurring_classes(
                 labels_BHW, labels_Bhw, self.num_classes, ignore_index=self.ignore_index, scope=self.scope
             )

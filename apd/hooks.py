@@ -27,7 +27,8 @@ def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int] | None = None, *, pr
         raise ValueError(f"tokens is {shape}: expected a tensor (batch, tokens, channels)")
     height, width = grid or (1, 1)
     patches = tokens_BNC.shape[1] - prefix_tokens
-    h = height if height * width == patches else round(math.sqrt(max(patches, 0) * height / width))
+    sides = [height] if height * width == patches else [d for d in range(1, patches + 1) if patches % d == 0]
+    h = min(sides, key=lambda d: abs(math.log(d * d * width / (patches * height))), default=0)
     w = patches // h if h > 0 else 0
     # a patch more or less in a row is a rounded side; more is another grid
     same_ratio = (h - 1) * width < (w + 1) * height and (w - 1) * height < (h + 1) * width
@@ -43,8 +44,8 @@ def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int] | None = None, *, pr
 class _Tapped:
     """Stands for the forward of a tapped module and hands its output to the tap.
 
-    An attribute of the module, unlike a hook, is seen by code that torch.compile made before. A copy of the module has
-    the module's own forward in its place.
+    An attribute of the module, unlike a hook, is seen by code that torch.compile made before. A deep copy of the
+    module has the module's own forward in its place; a shallow one, as of nn.DataParallel, the tapped module's.
     """
 
     def __init__(self, module: nn.Module, tap: "FeatureTap") -> None:

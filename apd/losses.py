@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from apd.fields import did_you_mean, shown
 from apd.normalizers import global_count
 from apd.perspective import ABSENT_LOGIT, full_precision, match_grids, resize_labels, valid_pixels
 from apd.validation import (
+    COLDEST,
     check_call,
     check_choice,
     check_labels,
@@ -145,7 +147,7 @@ def pixel_kd_loss(
     """
     check_choice("reduction", reduction, ("pixel", "element"))
     check_choice("upsample_logits", upsample_logits, (False, True))
-    check_positive("temperature", temperature)
+    check_positive("temperature", temperature, least=COLDEST)
     logits = {"student_logits": student_logits_BKhw, "teacher_logits": teacher_logits_BKhw}
     student_logits_BKhw, teacher_logits_BKhw = check_call(None, logits, labels_BHW, ignore_index).values()
     num_classes = student_logits_BKhw.shape[1]
@@ -274,6 +276,7 @@ class _UpsampledEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, to_total: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_BKhw,) = ctx.saved_tensors
         return to_total * gradient_BKhw, None, None
@@ -282,6 +285,7 @@ class _UpsampledEntropy(torch.autograd.Function):
 def upsampled_entropy(logits_BKhw: Tensor, labels_BHW: Tensor, counted_BHW: Tensor) -> Tensor:
     """Cross-entropy, summed over counted pixels, of logits upsampled (bilinear, aligned corners) to the labels' grid.
 
-    Labels are int64 in 0 .. K - 1, also where not counted. Memory beside the input: three maps of (B, K, h, W).
+    Labels are int64 in 0 .. K - 1, also where not counted. The gradient has none of its own. Memory beside the input:
+    three maps of (B, K, h, W).
     """
     return _UpsampledEntropy.apply(logits_BKhw, labels_BHW, counted_BHW)

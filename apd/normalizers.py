@@ -58,7 +58,8 @@ class AccumulatedCounts:
     """The divisors of a batch whose parts are computed one after the other, as in gradient accumulation.
 
     Count every part, then compute every part, asking for the same counts in the same order: its losses and gradients
-    *add up* to those of the whole batch. Computed inside :func:`across_processes`, it is that of all processes.
+    *add up* to those of the whole batch. Count in eval mode where a distiller has a memory (CIRKD), or it is filled
+    twice. Computed inside :func:`across_processes`, it is that of all processes.
     """
 
     def __init__(self) -> None:

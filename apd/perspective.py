@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from apd.validation import BINARY, check_choice, check_labels, check_map, check_present, check_same_grid
@@ -210,6 +211,7 @@ class _ObserveItself(torch.autograd.Function):
         return prototypes_BKD, observations_BKN
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, to_prototypes_BKD: Tensor, to_observations_BKN: Tensor) -> tuple[Tensor | None, ...]:
         features_BDN, weight_BKN, inverse_B1N, prototypes_BKD, inverse_BK1, present_BK = ctx.saved_tensors
         cosines_BKN = (to_observations_BKN * (ctx.scale * inverse_B1N)).masked_fill(~present_BK[:, :, None], 0.0)
@@ -243,7 +245,7 @@ def observe_itself(
 
     In value, arguments and errors :func:`apd.class_prototypes` followed by :func:`apd.observe`, in fewer passes over
     the features; with ``detach_prototypes`` the observations' gradient stops at the prototypes. Memory beside the
-    input: three (B, K, N) maps; the gradient adds one map of the input's size and four (B, K, N) maps.
+    input: three (B, K, N) maps; the gradient, which has none of its own, adds a map of the input's size and four more.
     """
     check_choice("absent", absent, ("mask", "zero"))
     member_BKN, present_BK = class_members(

@@ -19,6 +19,7 @@ from apd.fields import LARGEST, MOST, SMALLEST, shown
 
 Maps = Mapping[str, Tensor]
 RULED_OUT = -1e30  # stands for a teacher's logit of -inf, and unlike it may be averaged, interpolated, multiplied by 0
+COLDEST, STEEPEST = 1e-6, 1e3  # temperature and scale beyond which RULED_OUT overflows and an absent class is seen
 BINARY = (
     "a binary network of one sigmoid channel z has the two classes of apd.two_channel_logits(z): pass those of both "
     "networks, with num_classes=2 and labels 0 and 1 (of masks 0 and 255: (masks > 0).long())"
@@ -38,12 +39,14 @@ def check_count(name: str, value: int, most: int = MOST) -> int:
     return int(value)
 
 
-def check_positive(name: str, value: float, *, or_zero: bool = False) -> None:
-    """Raise naming the argument unless ``value`` is a number in :data:`SMALLEST` .. :data:`LARGEST`, or allowed 0."""
-    expected = f"a {'finite number, 0 or greater' if or_zero else 'positive number'}: {SMALLEST:g} to {LARGEST:g}"
+def check_positive(
+    name: str, value: float, *, or_zero: bool = False, least: float = SMALLEST, most: float = LARGEST
+) -> None:
+    """Raise naming the argument unless ``value`` is a number in ``least`` .. ``most``, or allowed 0."""
+    expected = f"a {'finite number, 0 or greater' if or_zero else 'positive number'}: {least:g} to {most:g}"
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name}={shown(value)} is a {type(value).__name__}: expected {expected}")
-    if not (SMALLEST <= value <= LARGEST or (or_zero and value == 0)):
+    if not (least <= value <= most or (or_zero and value == 0)):
         raise ValueError(f"{name}={shown(value)}: expected {expected}")
 
 

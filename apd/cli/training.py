@@ -99,11 +99,13 @@ def cost(arguments: list[str], sentence: str) -> int:
             took, heads = f"{found.milliseconds.median:.1f} ms", f"heads {width} wide" if headed else "no heads"
             print(f"{name}, {heads}: {took}, {found.peak_bytes / 2**20:.1f} MiB on {device}", flush=True)
         return 0
-    experiment = record_of(chosen.run).experiment if chosen.run is not None else known.recipe(chosen.size)
+    record = record_of(chosen.run) if chosen.run is not None else None
+    experiment = record.experiment if record else known.recipe(chosen.size)
     if experiment.task == "detection":
-        fix = f"`apd train --size {chosen.size} --dry-run` counts a detector's parameters, multiply-adds and memory"
-        raise UsageError(f"--size {chosen.size}: apd cost measures segmentation; {fix}")
-    data, classes = experiment.data, len(spec_of(experiment.data).class_names)
+        given = f"--run {chosen.run}" if record else f"--size {chosen.size}"
+        fix = f"`apd train {given} --dry-run` counts a detector's parameters, multiply-adds and memory"
+        raise UsageError(f"{given}: apd cost measures segmentation; {fix}")
+    data, classes = experiment.data, len(record.class_names if record else spec_of(experiment.data).class_names)
     height, width = data.height or data.crop_height, data.width or data.crop_width
     networks = {"student": experiment.network, "teacher": experiment.teacher and experiment.teacher.network}
     for role, network in networks.items() if networks["teacher"] else [("student", experiment.network)]:

@@ -17,7 +17,7 @@ from apd.config.datasets import meaning_of, spec_of, what_changed
 from apd.config.experiment import Experiment
 from apd.config.inference_options import InferenceOptions, require_sides, require_split_sides
 from apd.data.coco import coco_spec
-from apd.data.images import DataError, MissingData
+from apd.data.images import DataError, LongSide, MissingData
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.scenes import OBJECTS
 from apd.data.specs import DatasetSpec, distinct_colours
@@ -88,8 +88,12 @@ def evaluate(arguments: list[str], sentence: str) -> int:
         raise UsageError("--csv is for segmentation; a detector's AP of every class is printed")
     if data.name == "coco" and chosen.split == "test":
         raise UsageError(f"--split test: this run's data have train ({data.train_part}) and val ({data.val_part}) only")
-    dataset = task_of(record.experiment).split(chosen.split)
-    _compare(record, dataset.spec, chosen.split, dataset)
+    task, training = task_of(record.experiment), chosen.split == "train"
+    dataset = task.split(chosen.split)
+    more = training and getattr(data, "unlabelled", False)  # trained on, and of no use for scores
+    _compare(record, dataset.spec, chosen.split, task.split("train", unlabelled=True) if more else dataset)
+    if training and getattr(data, "long_side", 0):
+        dataset = LongSide(dataset, data.long_side)
     model = trained_network(chosen.run, device=chosen.device or None)
     (_evaluate_detector if detection else _evaluate_segmenter)(chosen, record, dataset, model, options)
     return 0
@@ -228,7 +232,9 @@ def records(arguments: list[str], sentence: str) -> int:
                 continue
             kind = "whole" if "digest" in Record(content, str(path)).content else "older"
             labels = [sum(row) for row in content.get("confusion", ())] or content["ap"]["boxes"]["things"]
-            first, same = known.setdefault(content["data"]["fingerprint"], (path, labels))
+            data = content["data"]  # of the same files, labels may mean something else
+            of = repr((data["fingerprint"], data.get("identities", {}).get(data["split"])))
+            first, same = known.setdefault(of, (path, labels))
             if labels != same:
                 raise RecordError(f"{path}: it counts other labels than {first}, which is of the same data")
             counts[kind] += 1

@@ -20,7 +20,7 @@ from apd.data.images import DataError
 from apd.data.instances import IGNORED, InstanceSpec, Noise
 from apd.data.specs import COCO_STUFF, UNLABELLED, DatasetSpec
 from apd.training.distributed import ALONE, choose_device
-from apd.training.run import run_folder, task_of
+from apd.training.run import in_steps, run_folder, task_of
 from apd.training.task import TeacherError, described, load_teacher
 from apd.training.trainer import TrainStep
 
@@ -49,7 +49,7 @@ def dry_run(
     noise where data are missing, with random weights where files of weights are. ExperimentError where `device`
     (default: cuda where there is one, else cpu) is not there, or a network cannot be built whatever its weights.
     """
-    run = _DryRun(experiment, choose_device(device), tell)
+    run = _DryRun(in_steps(experiment), choose_device(device), tell)
     run.report(steps)
     for number, message in enumerate(run.missing, start=1):
         tell(f"missing {number} of {len(run.missing)}: {message}")
@@ -143,11 +143,14 @@ class _DryRun:
                 self.tell(f"{role}: {counts}")
         self.tell(f"a step: {cost.macs_per_image / 1e9:.1f} GMAC for an image, forward and backward")
         fixed, image = _size(cost.fixed_bytes), _size(cost.bytes_per_image)
-        self.tell(f"memory, estimated in fp32: {fixed} and {image} for an image, and workspaces on top")
+        less = " (less with gradient checkpointing)" if self.experiment.training.gradient_checkpointing else ""
+        self.tell(f"memory, estimated in fp32{less}: {fixed} and {image} for an image, and workspaces on top")
+        parts = self.experiment.training.accumulation
         for ranks in (1, 2, 4):
-            count, rest = divmod(batch, ranks)
+            count, rest = divmod(batch, ranks * parts)
             if not rest and count >= (1 if self.detection else 2):  # as a run asks for
                 where = f"in each of {ranks} processes" if ranks > 1 else "in one process"
+                where += f", {parts} times a step" if parts > 1 else ""
                 self.tell(f"  {_size(cost.memory_bytes(count))} for {count} image{'s' * (count > 1)} {where}")
 
     def tell_time(
@@ -218,7 +221,8 @@ def _measure(
             torch.cuda.synchronize(device)
         times.append((loaded - start, time.perf_counter() - loaded))
         labels = [t["labels"] for t in batch.targets] if isinstance(batch, InstanceBatch) else batch.labels_BHW
-        classes = [set(part.unique().tolist()) - ignored for part in labels]
+        classes = [found - ignored for part in labels if UNLABELLED not in (found := set(part.unique().tolist()))]
+        classes = classes or [set()]  # those of images without labels are the teacher's to say
         seen.append((np.mean([len(each) for each in classes]), len(set().union(*classes))))
         if sum(times[0]) > PATIENCE:
             break

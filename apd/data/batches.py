@@ -36,10 +36,6 @@ class Batch(NamedTuple):
 
     pinned = _pinned
 
-    def by_name(self) -> dict[str, Tensor]:
-        """The tensors with their names, as they are kept in a file."""
-        return self._asdict()
-
 
 class EvaluationBatch(NamedTuple):
     """Images in the data set's order, float32 in [0, 1], with int64 labels, maybe of another size, and B names."""
@@ -283,13 +279,6 @@ class InstanceBatch(NamedTuple):
         return tree_map(lambda value: value.to(device, non_blocking=True), self)
 
     pinned = _pinned
-
-    def by_name(self) -> dict[str, Tensor]:
-        """The tensors with names, as they are kept in a file: `image.0`, `target.0.boxes` and so on."""
-        named = {f"image.{number}": image for number, image in enumerate(self.images)}
-        for number, target in enumerate(self.targets):
-            named |= {f"target.{number}.{name}": value for name, value in target.items()}
-        return named
 
 
 class InstanceStream(BatchStream):

@@ -238,6 +238,11 @@ class PartlyLabelled:
         if self.spec.num_classes > UNLABELLED:
             raise DataError(f"{self.spec.name} has 255 classes; expected at most 254 beside images without labels")
 
+    @property
+    def pairs(self) -> list[tuple[Path, Path | None]]:
+        """Paths of the images and their masks, where samples have them."""
+        return [*(self._whole.pairs[place] for place in self._places), *getattr(self._more, "pairs", ())]
+
     def __len__(self) -> int:
         return len(self._places) + len(self._more)
 

@@ -2,8 +2,8 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from reprlib import repr as shortened  # unlike `{value!r:.60}` it never builds the text of a whole list
-from types import ModuleType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from apd.data.specs import DatasetSpec, Sample, require_names
-from apd.fields import UserError
+from apd.fields import ExperimentError, imported
 
 IGNORED = -1  # label of what is neither background nor class; not 255, as some detection data have more classes
 BACKGROUND = 0  # a detector's label of what is no object; class k is its label k + 1
@@ -122,18 +122,12 @@ class Noise:
         return InstanceSample(image_3HW, *objects, "noise")
 
 
-class DetectionExtraMissing(UserError, ImportError):
+class DetectionExtraMissing(ExperimentError, ImportError):
     """faster-coco-eval is not installed."""
 
 
-def coco_library(purpose: str) -> ModuleType:
-    """The package faster_coco_eval, or DetectionExtraMissing with what it is wanted for and how to get it."""
-    try:
-        import faster_coco_eval
-    except ImportError as error:
-        fix = "`pip install -e '.[detection]'` in the project's folder, or `pip install faster-coco-eval` anywhere"
-        raise DetectionExtraMissing(f"{purpose} needs the package faster-coco-eval: install it with {fix}") from error
-    return faster_coco_eval
+coco_library = partial(imported, "faster_coco_eval", extra="detection", error=DetectionExtraMissing)
+"""The package faster_coco_eval, or DetectionExtraMissing with the given `purpose`, and how to get it."""
 
 
 def is_number(value: Any) -> bool:

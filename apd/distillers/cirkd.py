@@ -58,7 +58,9 @@ def memory_loss(
         sharpened_BDhw = features_BDhw * (inverse_length(features_BDhw, dim=1) / temperature)
         return sharpened_BDhw.flatten(2).mT.flatten(0, 1)
 
-    divergence_N = relation_divergence(directions(student_BDhw), directions(teacher_BDhw), samples_SD)
+    vectors = directions(student_BDhw), directions(teacher_BDhw), samples_SD
+    dtype = torch.result_type(*vectors[:2])
+    divergence_N = relation_divergence(*(vectors_ND.to(dtype) for vectors_ND in vectors))
     return masked_mean(divergence_N, valid_Bhw.flatten())
 
 

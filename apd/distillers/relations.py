@@ -4,10 +4,12 @@ Those of prototypes (:func:`apd.class_prototypes` of one image) compare all pair
 operations, whatever the number of pixels. Pixels of ``ignore_index`` are left out.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from apd.distillers.base import IGNORED, DistillerConfig, FeatureDistiller, convolved
@@ -65,10 +67,14 @@ def prototypes_of_both(
     return student_BKC, teacher_BKC, present_BK[:, :, None] & present_BK[:, None] & ~same_KK
 
 
+# from differences for any number of rows: of squares and products, small distances would be lost
+_distances = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 @full_precision
 def triplet_loss(student_BKD: Tensor, teacher_BKD: Tensor, pairs_BKK: Tensor, *, margin: float) -> Tensor:
     """max(0, ‖s_k - t_k‖ - ‖s_k - t_j‖ + margin), mean over pairs of classes k, j."""
-    distances_BKK = torch.cdist(student_BKD, teacher_BKD)
+    distances_BKK = _distances(student_BKD, teacher_BKD.to(student_BKD.dtype))
     own_BK1 = distances_BKK.diagonal(dim1=1, dim2=2)[:, :, None]
     return masked_mean((own_BK1 - distances_BKK + margin).relu(), pairs_BKK)
 
@@ -76,7 +82,7 @@ def triplet_loss(student_BKD: Tensor, teacher_BKD: Tensor, pairs_BKK: Tensor, *,
 @full_precision
 def inter_class_loss(student_BKD: Tensor, teacher_BKd: Tensor, pairs_BKK: Tensor) -> Tensor:
     """(‖s_k - s_j‖ - ‖t_k - t_j‖)², mean over pairs of classes k, j; the two widths may differ."""
-    differences_BKK = torch.cdist(student_BKD, student_BKD) - torch.cdist(teacher_BKd, teacher_BKd)
+    differences_BKK = _distances(student_BKD, student_BKD) - _distances(teacher_BKd, teacher_BKd)
     return masked_mean(differences_BKK.square(), pairs_BKK)
 
 
@@ -198,6 +204,7 @@ class _RelationDivergence(torch.autograd.Function):
         return torch.cat(divergences)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, to_divergence_N: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_ND,) = ctx.saved_tensors
         return to_divergence_N[:, None] * gradient_ND, None, None

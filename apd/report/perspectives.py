@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apd.config.datasets import build_splits
 from apd.config.experiment import Experiment, ExperimentError
 from apd.data.batches import evaluation_batches
 from apd.data.specs import Sample, SegmentationDataset
@@ -23,7 +22,7 @@ from apd.losses import alignment_loss
 from apd.models.segmenter import Segmenter
 from apd.perspective import ABSENT_LOGIT, class_prototypes, inverse_length, match_grids, observe, resize_labels
 from apd.training.distributed import choose_device
-from apd.training.run import run_folder, task_of
+from apd.training.run import in_steps, run_folder, task_of
 from apd.training.segmentation import build_network
 from apd.training.task import load_teacher
 from apd.training.trainer import Trainer
@@ -232,14 +231,16 @@ def watch(experiment: Experiment, samples: Sequence[Sample], *, every: int = 10,
     if not any(isinstance(config, APDConfig) and config.width for config in experiment.distillers):
         raise ExperimentError(f"experiment {experiment.name!r} has no distiller 'apd' with heads")
     # what is scored on the way decides nothing, so it is left out
-    experiment = replace(experiment, training=replace(experiment.training, evaluations=0))
-    where, splits = choose_device(device), build_splits(experiment.data)
+    experiment = in_steps(experiment)
+    training = replace(experiment.training, evaluations=0, keep="last", patience=0)
+    task = task_of(experiment := replace(experiment, training=training))
+    where, splits = choose_device(device), task.splits()
     classes = len(splits.train.spec.class_names)
     student = build_network(experiment.network, classes, where, seed=experiment.seed)
     teacher = teacher_of(experiment, classes, where)
     steps, noted = [], []
     with tempfile.TemporaryDirectory() as folder:
-        run = Trainer(task_of(experiment), Path(folder), splits, student, teacher)
+        run = Trainer(task, Path(folder), splits, student, teacher)
         run.facts["teacher"] = {}  # it is measured for a record, and there will be none
         watcher = _Watcher(run, samples)
 

@@ -14,7 +14,7 @@ from apd.config.inference_options import SMALLEST_SIDE
 from apd.data.dataset_yaml import folder_spec, has_split, image_sizes, unlabelled_images
 from apd.fields import ExperimentError
 from apd.models.pretrained import OFFLINE_WEIGHTS, TORCHVISION_WEIGHTS
-from apd.study.recipes import ADAMW, DISTILLERS_OF, METHODS, AnyMethod
+from apd.study.recipes import ADAMW, DISTILLERS_OF, LEARNING_RATES, METHODS, AnyMethod
 
 IMAGE_AREA, CROP_AREA = 256 * 320, 160 * 224
 """Pixels of an image and of a training crop at most: half a second a step on one CPU core (own choice)."""
@@ -49,7 +49,8 @@ class OwnRecipe(NamedTuple):
         size += f", scored at a longest side of {data.long_side}" if data.long_side else ""
         size += f" ({why(mean, 'data.height', 'data.width')})"
         crop = why(f"at most {CROP_AREA} pixels", "data.crop_height", "data.crop_width")
-        passes = f"for {self.images} images: {training.iterations * training.batch_size / self.images:.0f} times each"
+        images = self.images + self.unlabelled * data.unlabelled
+        passes = f"for {images} images: {training.iterations * training.batch_size / images:.0f} times each"
         steps = f"{training.iterations} of {training.batch_size} images ({why(passes, 'training.iterations')})"
         absent = "the folder has it" if self.experiment.data.evaluation_split == "test" else "there is no split test"
         file, taught = teacher and teacher.weights_file, []
@@ -87,7 +88,7 @@ def own_recipe(
 
     Image size and crop follow from the training images' sizes, the number of steps from their number, the networks from
     the ImageNet weights on this machine (nothing is downloaded); scores are of ``test`` where the folder has it, else
-    ``val``. Optimiser and augmentation (AdamW at 2e-4, ten times that for heads) are from pilot runs on photographs.
+    ``val``. The optimiser is AdamW, at the method's :data:`~apd.study.recipes.LEARNING_RATES` (from photographs).
     `size` is (height, width) after loading, or (0, 0) for each image's own; `student` and `teacher` are backbones
     (default: a choice). ExperimentError: `method` is none of `OWN_METHODS`; DataError: as `open_folder`.
     """
@@ -104,6 +105,7 @@ def own_recipe(
     )
     name = f"{as_label(folder_spec(folder).name)}-{method}-seed{seed}"
     networks = {"network": own, "teacher": TeacherConfig(network=taught, training=training)}
+    training = replace(training, learning_rate=LEARNING_RATES[method])
     distillers, unlabelled = DISTILLERS_OF[method], len(unlabelled_images(folder))
     data = replace(data, unlabelled=bool(unlabelled and distillers))
     experiment = Experiment(name=name, seed=seed, data=data, training=training, distillers=distillers, **networks)

@@ -10,14 +10,13 @@ from torchvision.models.detection import FasterRCNN
 
 from apd.config.datasets import Splits
 from apd.config.detection_config import DetectorConfig
-from apd.config.experiment import ExperimentError
 from apd.config.inference_options import InferenceOptions
 from apd.data.augment import InstanceAugmentation
 from apd.data.batches import InstanceBatch, InstanceStream
 from apd.data.census import Census, census_of, require_labels
 from apd.data.coco import coco_split
 from apd.data.image_folder import DataError
-from apd.data.instances import DetectionExtraMissing, InstanceDataset, coco_library
+from apd.data.instances import InstanceDataset, coco_library
 from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import ap_entry, ap_scores, scored, tables_of
 from apd.models.detector import build_detector
@@ -57,13 +56,10 @@ class DetectionTask(RunTask):
 
     def splits(self) -> Splits:
         """All that a run needs; a data set that is trained and scored on is one object."""
-        try:
-            coco_library("a run of detection, which is scored by average precision,")
-            data, train = self.experiment.data, self.split("train")
-            val = train if data.name == "coco" and data.train_part == data.val_part else self.split("val")
-            evaluation = val if data.evaluation_split == "val" else self.split(data.evaluation_split)
-        except DetectionExtraMissing as error:
-            raise ExperimentError(str(error)) from error
+        coco_library("a run of detection, which is scored by average precision,")
+        data, train = self.experiment.data, self.split("train")
+        val = train if data.name == "coco" and data.train_part == data.val_part else self.split("val")
+        evaluation = val if data.evaluation_split == "val" else self.split(data.evaluation_split)
         if train.spec.class_names != val.spec.class_names:
             here, there = train.spec.num_classes, val.spec.num_classes
             both = f"{data.train_part} has {here} categories and {data.val_part} has {there}, not the same ones"

@@ -16,13 +16,13 @@ from apd.config.datasets import what_changed
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint, to_dict
 from apd.data.census import Census
-from apd.evaluation.tensorboard import require_tensorboard
 from apd.models.checkpoints import load_weights
 from apd.training.checkpoint import CheckpointError, load_newest, save_weights, sha256_of
 from apd.training.detection import DetectionTask
 from apd.training.distributed import choose_device, join, lost_rank_errors, of_every_rank
 from apd.training.record import Record, provenance, read_record, repository
-from apd.training.schema import SCHEMA
+from apd.training.run_log import require_tensorboard
+from apd.training.schema import SCHEMA, with_digest
 from apd.training.segmentation import SegmentationTask
 from apd.training.task import RunTask, load_teacher
 from apd.training.trainer import Progress, Task, Trainer
@@ -242,7 +242,7 @@ def _finish(run: Trainer) -> Record:
             "teacher": teacher,
             "weights_sha256": sha256_of(weights),
         }
-        return Record(content).save(run.folder / "record.json")
+        return Record(with_digest(content)).save(run.folder / "record.json")
 
     return ranks.on_rank_zero(write)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._pytree import keystr, tree_leaves_with_path
 from tqdm import tqdm
 
 from apd.config.datasets import Splits, what_changed
@@ -20,12 +21,11 @@ from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import Batch as PixelBatch
 from apd.data.batches import InstanceBatch
 from apd.data.images import DataError
-from apd.evaluation.tensorboard import Board
 from apd.normalizers import AccumulatedCounts, across_processes
 from apd.training.checkpoint import CheckpointError, load_newest, save_checkpoint, save_tensors
 from apd.training.detection import DetectionTask
 from apd.training.distributed import ALONE, Ranks, of_every_rank
-from apd.training.run_log import LogLines, NonFiniteLossError, RunLog, StoppedError, StopRequest
+from apd.training.run_log import Board, LogLines, NonFiniteLossError, RunLog, StoppedError, StopRequest
 from apd.training.segmentation import SegmentationTask
 from apd.training.task import CapturedStep, build_optimisers, measure_teacher
 from apd.validation import values_unchecked
@@ -243,7 +243,7 @@ class Trainer:
             number = "" if self.ranks.first else f"-rank{self.ranks.rank}"  # each rank has a part of the batch
             saved = f"the batch is saved in {(path := self.folder / f'non-finite-batch{number}.safetensors')}"
             try:
-                save_tensors(batch.by_name(), path)
+                save_tensors({keystr(place)[1:]: value for place, value in tree_leaves_with_path(batch)}, path)
             except Exception as error:  # safetensors has a type of its own; the loss is the greater news
                 saved = f"the batch could not be saved in {path} ({error})"
             fix = "Lower --training.learning-rate, set --training.clip-norm or use --precision fp32, then start again"

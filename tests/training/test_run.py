@@ -272,7 +272,7 @@ def test_a_run_of_detection_is_trained_scored_and_recorded_with_its_teacher(runs
 
 def test_without_the_library_for_scores_nothing_is_begun(runs, monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(ExperimentError, match="needs the package faster-coco-eval"):
+    with pytest.raises(ExperimentError, match="needs the package faster_coco_eval"):
         train(small())
     assert not list(runs.rglob("*.safetensors"))
 

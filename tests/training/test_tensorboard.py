@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from apd.cli.app import main
 from apd.config.datasets import build_split
-from apd.evaluation.tensorboard import shown
 from apd.training import trainer as loop
 from apd.training.run import run_folder, train
+from apd.training.run_log import shown
 from apd.training.segmentation import build_network
 
 pytestmark = pytest.mark.usefixtures("runs")

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from fetching import FetchError
-from PIL import Image
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 CONVERTED = "apd_labels"
@@ -113,9 +113,12 @@ def decoded(path: Path) -> tuple[str, np.ndarray]:
         with Image.open(path, formats=("JPEG", "PNG")) as image:  # of other formats some start programs
             image.verify()  # a PNG's checksums and end mark, which decoding does not look at
         with Image.open(path, formats=("JPEG", "PNG")) as image:
-            return image.mode, np.asarray(image)
+            found, turned = (image.mode, np.asarray(image)), image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise FetchError(f"{path} cannot be read as an image ({error}); it is damaged or truncated") from error
+    if turned:
+        raise FetchError(f"{path} has an EXIF orientation, by which training would turn it; store its pixels upright")
+    return found
 
 
 def read_map(path: Path) -> np.ndarray:

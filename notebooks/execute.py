@@ -96,6 +96,8 @@ def parse_value(notebook: str, parameter: dict[str, Any], text: str) -> Any:
         value = WORDS[text.lower()] if kind == "bool" else ast.literal_eval(text)
     except (KeyError, ValueError, SyntaxError):
         value = text
+    if kind == "list" and value == text:
+        value = text.split(",")
     if kind == "float" and type(value) is int:
         value = float(value)
     if type(value).__name__ != kind:

@@ -260,7 +260,8 @@ def _listed(found: PairedFolders, file: Path) -> list[tuple[Path, Path]]:
         # no path is longer or deeper, and marks on one letter take quadratic time
         parts = unicodedata.normalize("NFC", name[-4096:]).replace("\\", "/").split("/")[-64:]
         below = ["/".join(parts[first:]) for first in range(len(parts))]
-        known = [key for path in below for key in (path, path.removesuffix(Path(path).suffix)) if key in stems]
+        ends = tuple(end for end in (Path(name).suffix,) if end.lower() in IMAGE_SUFFIXES)
+        known = [key for path in below for key in (path, *map(path.removesuffix, ends)) if key in stems]
         if not known:
             raise DataError(f"{file} line {number}: there is no image {name!r:.400} in {found.image_dir}{found.hint()}")
         stem = stems[known[0]]

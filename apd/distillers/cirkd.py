@@ -59,7 +59,7 @@ def memory_loss(
         return sharpened_BDhw.flatten(2).mT.flatten(0, 1)
 
     vectors = directions(student_BDhw), directions(teacher_BDhw), samples_SD
-    dtype = torch.result_type(*vectors[:2])
+    dtype = torch.promote_types(student_BDhw.dtype, teacher_BDhw.dtype)
     divergence_N = relation_divergence(*(vectors_ND.to(dtype) for vectors_ND in vectors))
     return masked_mean(divergence_N, valid_Bhw.flatten())
 

@@ -41,6 +41,16 @@ def test_a_dry_run_reports_data_sizes_steps_memory_and_time_and_writes_nothing(r
     assert not runs.exists()
 
 
+def test_what_an_accumulation_holds_at_a_time_is_what_memory_is_estimated_for(runs):
+    missing, text = dry_run_report(tiny("apd", batch_size=16, accumulation=4, gradient_checkpointing=True), steps=1)
+    assert missing == []
+    assert re.search(
+        r"for 4 images in one process, 4 times a step\n.* for 2 images in each of 2 processes, 4 times", text
+    )
+    assert "for 1 image" not in text
+    assert "estimated in fp32 (less with gradient checkpointing)" in text
+
+
 def test_the_classes_in_sight_are_those_of_the_crops_wherever_these_are_made(runs):
     texts = [dry_run_report(tiny(device_augmentation=there), steps=1)[1] for there in (False, True)]
     assert len({re.search("classes in sight: .*", text)[0] for text in texts}) == 1

@@ -184,6 +184,7 @@ def test_a_line_of_a_list_may_be_a_path_with_or_without_suffix_and_one_that_cann
     for content, message in (
         (b"1\n\n2.heic", r"a.txt line 3: there is no image '2.heic' in .*1 file is left out, such as .*2.heic"),
         (b"a/2\n", "line 1: there is no image 'a/2'"),
+        (b"1.2\n", "line 1: there is no image '1.2'"),
         (b"1\nimages/train/1.jpg\n", "line 2 names 'images/train/1.jpg' a second time"),
     ):
         (root / "a.txt").write_bytes(content)

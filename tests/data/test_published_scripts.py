@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from image_files import exif
 from miniatures import FEW, WRITERS, data_script, files_of, for_counts, write_converted
 from PIL import Image
 from torchvision.datasets import Cityscapes
@@ -185,6 +186,12 @@ def test_converted_maps_hold_the_labels_of_the_published_values_and_others_are_n
     run(name, "convert", tree, says=f"{lost} is missing, val.txt names it", code=1)
     Image.fromarray(np.ones_like(pixels(first(made, "train/**/*.png")))).save(lost)
     run(name, "check", tree, says=f"{lost} is not what", code=1)
+
+
+def test_an_image_that_training_would_turn_and_its_map_not_is_refused(name, tree, run):
+    image = first(tree, KINDS[name][1])
+    Image.open(image).save(image, exif=exif(3))
+    run(name, "check", tree, says=f"{image} has an EXIF orientation, by which training would turn it", code=1)
 
 
 def test_an_interrupted_conversion_continues_and_ends_as_any_other(name, tree, tmp_path, run, monkeypatch):

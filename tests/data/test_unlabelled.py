@@ -10,6 +10,7 @@ from bad_input import refused
 from own_folders import leave, make, trained
 from small_experiments import outcome, prepared_run, stopped, tiny, undisturbed
 
+from apd.cli import using
 from apd.config.datasets import build_split
 from apd.config.experiment import DataConfig, Experiment, ExperimentError
 from apd.data.batches import Batch
@@ -140,7 +141,20 @@ def test_a_run_on_them_resumes_bit_equal_and_not_on_other_images(there, capsys):
     train(experiment, workers=0 if there else 1)
     assert outcome(experiment) == undisturbed(experiment)
     assert leave("evaluate", run_folder(experiment), "--split", "train") == 0
-    assert "3 images of train" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "3 images of train" in told.out
+    assert "are not those that the record was made from" not in told.err
+
+
+def test_the_labelled_images_of_train_are_scored_as_large_as_those_of_val(tmp_path, capsys):
+    folder = make(tmp_path / "fields", size=(64, 96))
+    size = ["--data.height=0", "--data.width=0", "--data.long-side", "48", "--data.labelled-share", "0.5"]
+    assert trained(folder, "--method", "student", *size) == 0
+    run = capsys.readouterr().out.splitlines()[-1]
+    with mock.patch.object(using, "LongSide", wraps=using.LongSide) as shrunk:
+        assert leave("evaluate", run, "--split", "train") == 0
+    assert [call.args[1] for call in shrunk.call_args_list] == [48]
+    assert "2 images of train" in capsys.readouterr().out
 
 
 def test_epochs_of_a_student_are_passes_over_all_images_and_of_its_teacher_over_labelled_ones():

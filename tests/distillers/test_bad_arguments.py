@@ -11,7 +11,7 @@ import torch
 from bad_input import refused
 from every_method import SIZES, call, every_method, gradients, make, random_batch, used
 
-from apd import APDLoss, ProjectionHead, class_prototypes
+from apd import APDLoss, PixelKD, ProjectionHead, class_prototypes
 from apd.distillers.apd import RoIAPD, dense_apd
 from apd.distillers.base import DISTILLERS, FeatureDistiller
 from apd.distillers.on_detectors import ReviewKD, pyramid_matching, roi_dkd, roi_kd
@@ -89,6 +89,12 @@ def test_a_fault_at_an_ignored_pixel_is_as_a_zero_there_in_loss_and_gradient(nam
             assert (got is None) == (wanted is None)
             if got is not None:  # a zero at an ignored pixel may have a gradient, a fault never has
                 torch.testing.assert_close(got, torch.where(got == 0, 0.0, wanted))
+
+
+def test_what_would_undo_the_constants_that_stand_for_minus_infinity_is_refused():
+    refused(lambda: APDLoss(*SIZES, scale=2e3), ValueError, names=("scale=2000.0", "to 1000"))
+    for build in (lambda: APDLoss(*SIZES, temperature=1e-7), lambda: PixelKD(temperature=1e-7)):
+        refused(build, ValueError, names=("temperature=1e-07", "1e-06 to"))
 
 
 def test_a_teacher_without_predictions_and_lengths_that_overflow_make_the_loss_nan_where_values_are_not_read():

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import apd
 from apd import CIRKD, CWD, MGD, APDLoss, FitNet, PairwiseSimilarity, PixelKD
+from apd.distillers import relations
 from apd.losses import DEFAULT_WEIGHTS as TERMS
 
 every_other_method = pytest.mark.parametrize("name", [name for name in METHODS if name != "apd"])
@@ -127,6 +128,30 @@ def test_autocast_and_half_precision_maps_stay_close_to_float32(name, dtype):
     reached = [halves[key].grad for key in ("student_features", "student_logits") if halves[key].grad is not None]
     assert reached
     assert all(gradient.dtype == dtype and gradient.isfinite().all() for gradient in reached)
+
+
+@every_method
+def test_maps_of_float64_and_float32_meet(name):
+    module, batch = make(name), random_batch()
+    mixed = batch | {key: batch[key].float() for key in ("teacher_features", "teacher_logits")}
+    torch.testing.assert_close(call(module, mixed), call(module, batch), rtol=1e-5, atol=1e-6)
+
+
+def test_distances_of_near_class_means_are_exact_for_any_number_of_classes():
+    means = torch.rand(1, 150, 8, generator=torch.Generator().manual_seed(0))
+    apart = ~torch.eye(150, dtype=torch.bool)[None]
+    near = means[:, :1] + 1e-3 * means
+    exact = relations.inter_class_loss(near.double(), 2 * near.double(), apart)
+    torch.testing.assert_close(relations.inter_class_loss(near, 2 * near, apart).double(), exact, rtol=1e-3, atol=0)
+    assert relations.triplet_loss(means, means.clone(), apart, margin=0.0) == 0
+
+
+def test_a_gradient_of_apd_that_would_be_wrong_the_second_time_is_refused():
+    batch = random_batch()
+    of = [batch["student_features"]]
+    (gradient,) = torch.autograd.grad(call(make("apd"), batch)["loss"], of, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
 
 
 @every_method

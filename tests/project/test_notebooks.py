@@ -213,6 +213,7 @@ def test_a_notebook_is_found_by_stem_file_name_and_path_and_what_is_none_is_name
     [
         *(("seed", "-3", -3), ("rate", "1e-3", 1e-3), ("rate", "2", 2.0)),
         *(("verbose", "true", True), ("size", "7", "7"), ("widths", "[1, 2]", [1, 2])),
+        ("widths", "a,b", ["a", "b"]),
     ],
 )
 def test_a_value_gets_the_type_that_the_notebook_declares(runner, name, text, expected):

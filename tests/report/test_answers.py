@@ -47,6 +47,8 @@ def test_a_tally_counts_better_worse_and_open_comparisons_and_leaves_out_those_o
         "APD outperforms KD in 1 of 2 comparisons (by 2.2 points); in the other there is"
     )
     assert tally([], "APD", "KD") == "APD has no runs yet"
+    small = holm_corrected({"a": mean_interval({0: 3e-4, 1: 3.1e-4, 2: 3.2e-4})}).values()
+    assert "(by 0.03 points)" in tally(small, "APD", "KD")
 
 
 def test_an_answer_is_read_as_sentences():

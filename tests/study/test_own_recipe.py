@@ -12,7 +12,7 @@ from page_blocks import PYTHON, ROOT, SHELL, blocks
 from apd.config.inference_options import SMALLEST_SIDE
 from apd.study import own_recipe as module
 from apd.study.own_recipe import CROP_AREA, IMAGE_AREA, own_recipe
-from apd.study.recipes import recipe
+from apd.study.recipes import LEARNING_RATES, recipe
 from apd.training.record import read_record
 
 
@@ -125,6 +125,9 @@ def test_the_student_alone_trains_no_teacher_unless_options_ask_for_one(tmp_path
     out = capsys.readouterr().out
     assert "teacher" not in out
     assert read_record(out.splitlines()[-1]).experiment.teacher is None
+    own = [own_recipe(folder, method).experiment for method in ("student", "apd")]
+    assert [e.training.learning_rate for e in own] == [LEARNING_RATES[method] for method in ("student", "apd")]
+    assert own[1].teacher.training.learning_rate == LEARNING_RATES["student"]
     assert trained(folder, "--method", "student") == 0
     assert "; teacher mIoU" in capsys.readouterr().out
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from bad_input import refused
 from safetensors.torch import load_file
 from small_detection import DATA, small
@@ -73,6 +74,20 @@ def test_the_distillers_are_those_of_the_last_step_when_a_run_ended_early_or_was
         train(experiment)
         networks = trained_network(experiment), trained_network(experiment.teacher_experiment())
         assert not trained_distiller(experiment, *networks).training
+
+
+def test_a_teacher_that_another_machine_scored_before_a_stop_does_not_keep_a_run_from_its_record(runs, monkeypatch):
+    compare = SegmentationTask.compare
+
+    def elsewhere(task, *seen):
+        agreement = torch.tensor(compare(task, *seen)["agreement"])
+        row, column = divmod(int(agreement.argmax()), len(agreement))
+        agreement[row, column] -= 1
+        agreement[row - 1, column] += 1
+        return {"agreement": agreement.tolist()}
+
+    monkeypatch.setattr(SegmentationTask, "compare", elsewhere)
+    assert train(tiny("apd")).agreement > 0
 
 
 def test_a_detector_keeps_its_best_weights_too_but_not_by_the_images_it_is_trained_on(runs):

@@ -230,13 +230,16 @@ def tally(rows: Iterable[Corrected], method: str, reference: str) -> str:
     """
     given, comma, method = method.rpartition(", ")
     rows = [row for row in rows if not math.isnan(row.found.low)]
+    digits = max((digits_of(row.found) for row in rows if row.significant), default=1)
     better = [row.found.mean for row in rows if row.significant and row.found.mean > 0]
     worse = [-row.found.mean for row in rows if row.significant and row.found.mean < 0]
     missed = [detectable(row.found) for row in rows if not row.significant]
     parts, whole = [], f" of {len(rows)} comparisons"
     for verb, sizes in {"outperforms": better, "underperforms": worse}.items():
         if sizes:
-            parts.append(f"{verb} {'it' if parts else reference} in {len(sizes)}{whole} (by {_range(sizes)} points)")
+            parts.append(
+                f"{verb} {'it' if parts else reference} in {len(sizes)}{whole} (by {_range(sizes, digits)} points)"
+            )
             whole = ""
     said = f"{method} {' and '.join(parts) or 'has no runs yet'}"
     if missed and parts:
@@ -255,8 +258,8 @@ def time_given(comparisons: Iterable[Comparison]) -> str:
     return f"{_range(shares) if shares else '–'} % of APD’s training time"
 
 
-def _range(parts: Sequence[float]) -> str:
-    return " to ".join(dict.fromkeys(f"{100 * part:.1f}" for part in (min(parts), max(parts))))
+def _range(parts: Sequence[float], digits: int = 1) -> str:
+    return " to ".join(dict.fromkeys(f"{100 * part:.{digits}f}" for part in (min(parts), max(parts))))
 
 
 def answer(*sentences: str) -> Drawing:

@@ -66,6 +66,7 @@ def term_curves(records: Mapping[str, Record], terms: Sequence[str] = TERMS) -> 
             said.append(f"{term}: {', '.join(f'{names[m]} {of[term][-1]:.3g}' for m, of in having.items())}")
         for axes in fig.axes[len(shown) :]:
             axes.set_axis_off()
+            fig.axes[len(shown) - 2].tick_params(labelbottom=True)  # the last of its column
         fig.supxlabel("steps", fontsize=11)
         legend_above(fig, handles=[Line2D([], [], color=colours[m], linewidth=3, label=n) for m, n in names.items()])
         return drawing(fig, "Loss terms over the steps; last values: " + "; ".join(said))

@@ -130,6 +130,7 @@ def squares(
             axes.grid(visible=False)
         for axes in fig.axes[len(shown) :]:
             axes.set_axis_off()
+            fig.axes[len(shown) - 2].tick_params(labelbottom=True)  # the last of its column
         if not numbers:
             mesh = fig.axes[0].collections[0]
             drawn = fig.colorbar(mesh, ax=fig.axes, location="bottom", shrink=0.45, aspect=30, pad=0.02, label=bar)

@@ -25,7 +25,7 @@ QUESTIONS: tuple[tuple[str, str, str], ...] = (
 """Method, what it is compared with, and what that comparison holds equal."""
 
 
-DETECTABLE = f"detectable: the smallest difference that would be significant with probability {POWER:g}"
+DETECTABLE = f"detectable: the smallest difference that would be significant, uncorrected, with probability {POWER:g}"
 
 
 def _p(row: Corrected) -> str:

@@ -24,7 +24,7 @@ ARCHIVES = (
     Archive("gtFine_trainvaltest.zip", f"{FOLDER}/gtFine", inside="gtFine"),
     Archive("leftImg8bit_trainvaltest.zip", f"{FOLDER}/leftImg8bit", inside="leftImg8bit"),
 )
-STEPS = """{dest} lacks {missing}, and Cityscapes is only given to people with an account. These are the steps:
+STEPS = """Cityscapes is only given to people with an account. These are the steps:
   1. register at https://www.cityscapes-dataset.com/register/ and accept the terms (research; not commercial)
   2. log in, and download {missing} from https://www.cityscapes-dataset.com/downloads/
   3. mkdir -p {dest}, and move what was downloaded there
@@ -60,7 +60,9 @@ def fetch(dest: Path) -> None:
     """Say how to download the two archives, or make DEST/cityscapes from them when they are there."""
     needed = [a for a in ARCHIVES if not (dest / a.becomes).exists() and not (dest / a.file).is_file()]
     if needed:
-        raise FetchError(STEPS.format(dest=dest, missing=" ".join(archive.file for archive in needed)))
+        missing = " ".join(archive.file for archive in needed)
+        print(STEPS.format(dest=dest, missing=missing))
+        raise FetchError(f"{dest} lacks {missing}; the steps to them stand above")
     fetch_all(dest, ARCHIVES)
     print(f"{dest / FOLDER} is unpacked; the archives are no longer needed. Now run `check` and `convert`")
 

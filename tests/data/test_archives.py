@@ -313,6 +313,6 @@ def test_what_a_script_fetches_becomes_what_it_checks(name, tmp_path, place, run
 def test_cityscapes_prints_the_steps_to_the_files_that_are_missing(place, run):
     for lacking in ("gtFine_trainvaltest.zip leftImg8bit_trainvaltest.zip", "leftImg8bit_trainvaltest.zip"):
         output = run("cityscapes", "fetch", place, code=1)
-        assert "register at https://www.cityscapes-dataset.com/register/" in output
+        assert "\n  1. register at https://www.cityscapes-dataset.com/register/ " in output
         assert f"{place} lacks {lacking}" in output
         packed(place / "gtFine_trainvaltest.zip", {"gtFine/train/aachen/x.png": b""})

@@ -103,6 +103,8 @@ def train(
         # before the first step: the code that runs, not what it becomes
         origin = provenance(where, task.precision(where), ranks.size, task.libraries)
         options = dict(progress=progress, ranks=ranks, workers=workers, origin=origin, require_held=require_held)
+        if where.type == "cuda":  # whose peak is to be this run's own
+            torch.cuda.reset_peak_memory_stats(where)
         run = Trainer(task, folder, splits, student, teacher, tensorboard=tensorboard, **options)
         run.execute(on_step)
         return _finish(run)

@@ -26,7 +26,7 @@ from apd.study.parallel import side_by_side
 from apd.training.distributed import ALONE, choose_device
 from apd.training.record import records_folder, repository
 from apd.training.run import run_folder, runs_folder
-from apd.training.run_log import UnfinishedRunsError
+from apd.training.run_log import NonFiniteLossError, UnfinishedRunsError
 from book.figures import speed as speed_table
 
 LEASE = Path(".lease")
@@ -109,8 +109,9 @@ def needed(experiments):
         for file in ("record.json", "weights.safetensors"):
             yield folder / file, Path("runs") / folder.name / file
     if any(network.weights == "torchvision" for network in networks):
-        for path in sorted(Path(torch.hub.get_dir(), "checkpoints").glob("*.pth")):
-            yield path, Path("weights", "hub", "checkpoints", path.name)
+        if not (files := sorted(Path(torch.hub.get_dir(), "checkpoints").glob("*.pth"))):
+            sys.exit(f"lease: {torch.hub.get_dir()} has no weights of torchvision; set TORCH_HOME to where they are")
+        yield from ((path, Path("weights", "hub", "checkpoints", path.name)) for path in files)
     for network in networks:
         if network.weights == "imagenet" and network.backbone in OFFLINE_WEIGHTS:
             package = offline_file(network.backbone).parents[1]  # of the package's folder of models
@@ -192,7 +193,7 @@ def run(label, experiments, folder, processes, seconds):
     try:
         found = side_by_side(missing, ledger, device=device, processes=processes, minutes=minutes)
         ledger.close()
-    except UnfinishedRunsError as error:
+    except (UnfinishedRunsError, NonFiniteLossError) as error:
         print(f"lease: {error}")
         return 0.0
     print(f"lease: {label}: {processes} processes, {found:.1f} steps/s, {time.monotonic() - begun:.0f} s", flush=True)

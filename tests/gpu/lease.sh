@@ -22,11 +22,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=.venv/bin/python # which does not travel
 [ -x "$python" ] || python=python3
 python=${PYTHON:-$python}
-export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:$PWD/tests:${PYTHONPATH:-}"
+export PYTHONUNBUFFERED=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONPATH="$PWD:$PWD/tests:${PYTHONPATH:-}"
 export LEASE_ENDS=$(($(date +%s) + ${LEASE_SECONDS:-570})) LEASE_DEVICE=${LEASE_DEVICE:-cuda}
 phase=${1:?pack, checks, campaign or unpack}
 
-lease() { "$python" -m tests.gpu.lease "$@"; }
+lease() { timeout -k 5 "${MOST:-$((LEASE_ENDS - $(date +%s)))}" "$python" -m tests.gpu.lease "$@"; }
 
 spread() { # what is in the pieces that have come so far
   mkdir -p .lease/all
@@ -42,7 +42,7 @@ case $phase in
     spread
     : "${OUT:?a folder for the results}"
     lease machine | tee "$OUT/machine.txt"
-    lease switches "$2" 2>&1 | tee "$OUT/switches.txt" || echo "lease: the CUDA graph was not measured"
+    MOST=150 lease switches "$2" 2>&1 | tee "$OUT/switches.txt" || echo "lease: the CUDA graph was not measured"
     timeout 200 "$python" -m pytest -c /dev/null --rootdir . -q -p no:cacheprovider -rs \
       -k "${LEASE_TESTS:-}" tests/gpu/test_on_a_gpu.py 2>&1 |
       tee "$OUT/gpu-tests.txt" || echo "lease: some GPU tests failed, see above"

@@ -111,7 +111,7 @@ def observation_loss(
     check_same_grid("observations", student_observations_BKhw, labels_Bhw)
     valid_Bhw = valid_pixels(labels_Bhw, num_classes, ignore_index=ignore_index)
     absent_BK11 = ~present_BK[:, :, None, None]
-    divergence_BKhw = _divergence(
+    divergence_BKhw = divergence(
         student_observations_BKhw.masked_fill(absent_BK11, ABSENT_LOGIT),
         teacher_observations_BKhw.masked_fill(absent_BK11, ABSENT_LOGIT),
     )
@@ -160,7 +160,7 @@ def pixel_kd_loss(
         student_logits_BKhw, teacher_logits_BKhw = match_grids(student_logits_BKhw, teacher_logits_BKhw)
     valid_BHW = valid_pixels(labels_BHW, num_classes, ignore_index=ignore_index)
     valid_Bhw = resize_labels(valid_BHW.to(torch.uint8), student_logits_BKhw.shape[2:]).bool()
-    divergence_BKhw = temperature**2 * _divergence(student_logits_BKhw / temperature, teacher_logits_BKhw / temperature)
+    divergence_BKhw = temperature**2 * divergence(student_logits_BKhw / temperature, teacher_logits_BKhw / temperature)
     elements = torch.full((), divergence_BKhw.numel(), device=divergence_BKhw.device)
     return _reduced(divergence_BKhw, valid_Bhw, elements, reduction)
 
@@ -192,11 +192,10 @@ def two_channel_logits(logits_B1hw: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits_B1hw), logits_B1hw], dim=1)
 
 
-def _divergence(student_BKhw: Tensor, teacher_BKhw: Tensor) -> Tensor:
-    """The summands, class by class, of KL(softmax(teacher) ‖ softmax(student)); the teacher is a constant."""
-    student_log_BKhw = F.log_softmax(student_BKhw, dim=1)
-    teacher_log_BKhw = F.log_softmax(teacher_BKhw.detach(), dim=1)
-    return F.kl_div(student_log_BKhw, teacher_log_BKhw, reduction="none", log_target=True)
+def divergence(student: Tensor, teacher: Tensor, dim: int = 1) -> Tensor:
+    """The summands of KL(softmax(teacher) ‖ softmax(student)) along a dimension; the teacher is a constant."""
+    student_log, teacher_log = F.log_softmax(student, dim=dim), F.log_softmax(teacher.detach(), dim=dim)
+    return F.kl_div(student_log, teacher_log, reduction="none", log_target=True)
 
 
 def _reduced(divergence_BKhw: Tensor, valid_Bhw: Tensor, elements: Tensor, reduction: Reduction) -> Tensor:

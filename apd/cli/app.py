@@ -84,7 +84,7 @@ def parse(kind: type, arguments: list[str], **options: Any) -> Any:
 
 def _only_flags(proposed: re.Match[str]) -> str:
     """The first three flags of what tyro proposes with the whole help of each."""
-    return f"Perhaps you meant {', '.join(re.findall('--[a-z][a-z.-]*', proposed[1])[:3])}"
+    return f"Perhaps you meant {', '.join(re.findall('--[a-z][a-z0-9.-]*', proposed[1])[:3])}"
 
 
 def only(arguments: list[str], flags: tuple[str, ...]) -> list[str]:

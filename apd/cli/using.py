@@ -227,8 +227,9 @@ def records(arguments: list[str], sentence: str) -> int:
     for path in sorted(folder.rglob("*.json")) if folder.is_dir() else [folder]:
         try:
             content = read_json(path)
-            if isinstance(content, dict) and {"rows", "runs", "sha256"} & content.keys() and "curves" not in content:
-                counts["other"] += 1  # measurements, which the pages check that read them, or a checkpoint's manifest
+            others = {"rows", "runs", "sha256", "architectures"}
+            if isinstance(content, dict) and others & content.keys() and "curves" not in content:
+                counts["other"] += 1  # measurements, which the pages check that read them, or of a checkpoint
                 continue
             kind = "whole" if "digest" in Record(content, str(path)).content else "older"
             labels = [sum(row) for row in content.get("confusion", ())] or content["ap"]["boxes"]["things"]

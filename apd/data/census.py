@@ -40,7 +40,7 @@ class Census(NamedTuple):
         names = np.array(self.spec.class_names)
         nowhere = ~np.any([in_train, *(has for _, has in others)], axis=0)
         fix = "" if objects else self._fix(nowhere)
-        if not objects and self.spec.num_classes > 1 and in_train.sum() == 1:
+        if not objects and in_train.sum() == 1:
             only, rest = names[in_train][0], _listed(names[~in_train])
             lack = f"{rest} in none of them, so there is nothing to learn{fix or '; check the masks'}"
             raise DataError(f"{where}: the masks of {trained} hold one class only, {only}; {lack}")

@@ -50,7 +50,7 @@ _PLACE = (f"a path, in whose last part {STEM} may stand for the name of an image
 _COLOURS, _NUMBERS = "a list of [red, green, blue]", "a list of whole numbers"
 _OF_CLASSES = f"{_COLOURS}, or a table of class: [red, green, blue]"
 _ENTRIES = {
-    "classes": ("a list of names, in quotes where they are such as no or 1", lambda v: _is_list(v, str)),
+    "classes": ("a list of two names or more, quoted where such as no or 1", lambda v: _is_list(v, str) and len(v) > 1),
     "name": ("a text", lambda v: isinstance(v, str) and bool(v)),
     "values": (_NUMBERS, lambda v: _is_list(v, int)),
     "colours": (_OF_CLASSES, lambda v: _is_colours(list(v.values()) if isinstance(v, dict) else v)),
@@ -114,7 +114,7 @@ def unlabelled_images(folder: Path | str) -> list[Path]:
         matching = sorted(folder / path for path in glob.glob(place, root_dir=folder, recursive=True) if path.encode())
         found += [path for path in matching if path.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(path)]
     found = {os.path.realpath(path): path for path in found}
-    for split in filter(lambda split: has_split(folder, split), SPLITS):
+    for split in (s for s in SPLITS if has_split(folder, s) and os.path.isdir(_where(described, folder, s)[2])):
         known = {os.path.realpath(path) for pair in _pairs(described, folder, split) for path in pair}
         if both := [found[path] for path in found if path in known and split != "train"]:
             raise DataError(f"{both[0]} is unlabelled and in {split} ({len(both)} such images); keep them apart")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from apd.distillers.base import IGNORED, DistillerConfig, FeatureDistiller, convolved
 from apd.distillers.relations import relation_divergence
-from apd.losses import masked_mean
+from apd.losses import divergence, masked_mean
 from apd.perspective import class_prototypes, full_precision, inverse_length
 
 
@@ -34,17 +34,15 @@ def cross_image_loss(
     weight_B1hw = valid_Bhw[:, None].to(student_BChw.dtype)
     valid_BM = F.avg_pool2d(weight_B1hw, window, ceil_mode=True).flatten(1) > 0
 
-    def log_similarities(features_BChw: Tensor) -> Tensor:
+    def similarities(features_BChw: Tensor) -> Tensor:
         # The mean over valid pixels and this mean with zeros among them have the same direction.
         pooled_BCM = F.avg_pool2d(features_BChw * weight_B1hw, window, ceil_mode=True).flatten(2)
         pooled_BCM = pooled_BCM * inverse_length(pooled_BCM, dim=1)
         cosines_BMBM = torch.einsum("acm,bcn->ambn", pooled_BCM, pooled_BCM)
         lowest = torch.finfo(cosines_BMBM.dtype).min
-        return F.log_softmax((cosines_BMBM / temperature).masked_fill(~valid_BM, lowest), dim=3)
+        return (cosines_BMBM / temperature).masked_fill(~valid_BM, lowest)
 
-    divergence_BMBM = F.kl_div(
-        log_similarities(student_BChw), log_similarities(teacher_BChw), reduction="none", log_target=True
-    )
+    divergence_BMBM = divergence(similarities(student_BChw), similarities(teacher_BChw), dim=3)
     return masked_mean(divergence_BMBM.sum(3), valid_BM[:, :, None] & valid_BM.any(1))
 
 
@@ -180,9 +178,6 @@ class ClassMemory(nn.Module):
 
     ``samples`` is about how many vectors :meth:`sample` returns: ``samples // num_classes + 1`` of each class, or all.
     """
-
-    vectors: Tensor
-    written: Tensor
 
     def __init__(self, num_classes: int, width: int, *, slots: int, samples: int) -> None:
         super().__init__()

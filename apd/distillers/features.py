@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from apd.distillers.base import IGNORED, DistillerConfig, FeatureDistiller, convolved
 from apd.fields import require
-from apd.losses import masked_mean
+from apd.losses import divergence, masked_mean
 from apd.normalizers import global_count
 from apd.perspective import full_precision, inverse_length
 from apd.validation import RULED_OUT
@@ -50,13 +49,11 @@ def channel_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor, 
     """
     valid_B1N = valid_Bhw.flatten(1)[:, None]
 
-    def log_distributions(values_BChw: Tensor) -> Tensor:
+    def valid(values_BChw: Tensor) -> Tensor:
         values_BCN = values_BChw.flatten(2) / temperature
-        return F.log_softmax(values_BCN.masked_fill(~valid_B1N, torch.finfo(values_BCN.dtype).min), dim=2)
+        return values_BCN.masked_fill(~valid_B1N, torch.finfo(values_BCN.dtype).min)
 
-    divergence_BCN = F.kl_div(
-        log_distributions(student_BChw), log_distributions(teacher_BChw), reduction="none", log_target=True
-    )
+    divergence_BCN = divergence(valid(student_BChw), valid(teacher_BChw), dim=2)
     has_some_BC = teacher_BChw.flatten(2).masked_fill(~valid_B1N, RULED_OUT).amax(2) > RULED_OUT / 2
     divergence_BC = torch.where(has_some_BC, divergence_BCN.sum(2), 0.0)
     return temperature**2 * masked_mean(divergence_BC.mean(1), valid_B1N.any(2)[:, 0])

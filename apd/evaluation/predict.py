@@ -50,21 +50,23 @@ def files_of(given: Sequence[Path], folder: Path) -> list[Path]:
 
     Predictions below `folder` are left out. A DataError: an argument names no file, or one would be overwritten.
     """
-    found, folder = dict[Path, Path](), folder.absolute()
+    real = lambda path: Path(os.path.realpath(path))  # noqa: E731
+    found, folder = dict[Path, Path](), real(folder)
     for path in given:
         files = [path]
         if os.path.isdir(path):
             files = [file for file in _files_below(path) if file.suffix.lower() in IN_FOLDERS]
-            if path.absolute() in folder.parents:
-                files = [file for file in files if folder not in file.absolute().parents]
+            if real(path) in folder.parents:
+                files = [file for file in files if folder not in real(file).parents]
         elif glob.has_magic(str(path)) and not os.path.lexists(path):
             files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
         if not files:
             raise DataError(f"{path}: there is no image or video; expected files of {', '.join(IN_FOLDERS)}")
         for file in files:
             found.setdefault(file.absolute(), file)
+    taken = set(map(real, found))
     for file, name in zip(found.values(), names_of(list(found.values())), strict=True):
-        for lost in {folder / f"{name}-{kind}.png" for kind in ("labels", "overlay", "found")} & found.keys():
+        for lost in {folder / f"{name}-{kind}.png" for kind in ("labels", "overlay", "found")} & taken:
             raise DataError(f"{lost} would be overwritten by what is predicted for {file}; choose another folder")
     return list(found.values())
 

@@ -7,6 +7,8 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -133,12 +135,11 @@ def build_custom(
     """
     where, _, name = builder.rpartition(":")
     try:
-        with patch.object(sys, "path", [*sys.path, os.getcwd()]):  # as `python -m` has it
+        with _neighbours(where), torch.device("cpu"), torch.enable_grad():
             module = _module_of(where, builder_sha256) if where.endswith(".py") else importlib.import_module(where)
-        if not callable(build := getattr(module, name, None)):
-            raise ValueError(f"{where} has no function {name!r}{did_you_mean(name, vars(module).keys() - {name})}")
-        words = [word for word in ("num_classes", "classes") if word in inspect.signature(build).parameters]
-        with torch.device("cpu"), torch.enable_grad():
+            if not callable(build := getattr(module, name, None)):
+                raise ValueError(f"{where} has no function {name!r}{did_you_mean(name, vars(module).keys() - {name})}")
+            words = [word for word in ("num_classes", "classes") if word in inspect.signature(build).parameters]
             network = build(**dict.fromkeys(words[:1], num_classes))
             if not isinstance(network, nn.Module):
                 raise ValueError(f"it returned a {type(network).__name__}, expected a torch.nn.Module")
@@ -155,12 +156,23 @@ def build_custom(
         raise ValueError(f"builder {builder!r}: {said:.400}{''.join(lines[-1:])}") from error
 
 
+@contextmanager
+def _neighbours(where: str) -> Iterator[None]:
+    """Modules beside a file are found, as a script's, and forgotten: another file has its own of the same names."""
+    own, before = [str(Path(where).absolute().parent)] if where.endswith(".py") else [], set(sys.modules)
+    with patch.object(sys, "path", [*own, *sys.path, os.getcwd()]):  # as `python -m` has it
+        yield
+    for name in set(sys.modules) - before if own else ():
+        file, beside = str(getattr(sys.modules[name], "__file__", "")), os.path.join(*own, name.partition(".")[0])
+        if file.startswith((f"{beside}.py", f"{beside}{os.sep}")):
+            del sys.modules[name]
+
+
 def _module_of(path: str, sha256: str) -> ModuleType:
-    """What a file defines, as it is now; it may import its neighbours, as a script does."""
+    """What a file defines, as it is now."""
     content, module = Path(path).read_bytes(), ModuleType(f"apd_builder_{Path(path).stem}")
     if sha256 not in ("", hashlib.sha256(content).hexdigest()):
         warnings.warn(f"{path} is not as it was when the experiment was made; its network may be another", stacklevel=3)
     sys.modules[module.__name__] = module  # where its classes are looked up
-    with patch.object(sys, "path", [str(Path(path).absolute().parent), *sys.path]):
-        exec(compile(content, path, "exec"), vars(module))
+    exec(compile(content, path, "exec"), vars(module))
     return module

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from apd.fields import UserError
@@ -87,11 +87,9 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
 def save_tensors(tensors: dict[str, Tensor], path: Path, **options: Any) -> None:
     """Write tensors as safetensors, onto the disk and with the mode that the user's umask gives."""
     path.unlink(missing_ok=True)
-    path.touch()
-    mode = path.stat().st_mode & 0o777
     # copies, also of tensors that share memory
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path, **options)
-    path.chmod(mode)  # safetensors gives its files mode 0600
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    path.write_bytes(save(copies, **options))  # save_file gives its files mode 0600
     _flush(path)
 
 

@@ -144,7 +144,8 @@ def trained_network(run: Experiment | Path | str, device: str | None = "cpu") ->
     try:
         load_weights(model, path, sha256=record.content["weights_sha256"])
     except RuntimeError as error:
-        raise CheckpointError(f"{path} is missing or damaged; {fix}") from error
+        built = getattr(network, "builder", "") and f"restore what builder {network.builder} made, or "
+        raise CheckpointError(f"{path} is missing, damaged or of another network; {built}{fix}") from error
     return model.eval()
 
 

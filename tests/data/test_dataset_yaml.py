@@ -134,8 +134,8 @@ MEANT = {"names": "classes", "nc": "classes", "Names": "classes", "colormap": "c
 REFUSED = [
     ("# classes:", "", r"names no classes; expected an entry such as classes: \[soil, crop\]"),
     ("- classes: x", "", r"holds \[\{'classes': 'x'\}\]; expected entries, such as classes: \[soil, crop\]"),
-    ("classes: soil", "", "classes = 'soil'; expected a list of names"),
-    ("classes: [no, yes]", "", r"classes = \[False, True\]; expected a list of names, in quotes where they are"),
+    ("classes: soil", "", "classes = 'soil'; expected a list of two names"),
+    ("classes: [no, yes]", "", r"classes = \[False, True\]; expected a list of two names or more, quoted where"),
     ("ignore: 9", "", "ignore = 9; expected a list of whole numbers"),
     ("ignore: [1]", "", r"void_values \[1\] are labels of classes"),
     ("palette: [[1, 2, 3]]", "", "palette has 1 colours for 2 classes"),

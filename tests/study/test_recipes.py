@@ -180,7 +180,7 @@ def choices():
     rates = published.TRIED_STUDENT_LEARNING_RATES  # by the mean of three methods
     students = {rate: [f"{method}-rate{rate:g}-seed0" for method in methods] for rate in rates}
     yield tuning, students, published.STUDENT_LEARNING_RATE
-    others = {method: [f"{method}-seed0"] for method in published.OTHER_DETECTION_METHODS}
+    others = {method: [f"{method}-seed0"] for method in ("roi_dkd", "pyramid_matching", "review_kd")}
     yield "scenes-detection", others, published.BEST_OTHER_DETECTION_METHOD
     for method in published.UNTUNED.keys() - {"student"}:
         factors = {factor: [f"{method}_x{factor:g}-seed0"] for factor in published.DETECTION_FACTORS}

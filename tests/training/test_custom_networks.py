@@ -174,6 +174,19 @@ def test_a_changed_file_is_another_experiment_and_in_a_run_of_the_older_it_is_sa
     assert build_custom("mine:Own", 10, **OWN).num_classes == 10, "a module of the working directory"
 
 
+def test_files_in_two_folders_import_their_own_neighbours_of_one_name_at_any_time(tmp_path):
+    builder = "import torch\nfrom layers import WIDTH\ndef build(num_classes):\n    from pack.later import KERNEL\n"
+    builder += "    body = torch.nn.Conv2d(3, WIDTH, KERNEL)\n"
+    builder += "    return torch.nn.Sequential(body, torch.nn.Conv2d(WIDTH, num_classes, 1))\n"
+    for width in (8, 64):
+        (folder := tmp_path / str(width) / "pack").mkdir(parents=True)
+        (folder.parent / "nets.py").write_text(builder)
+        (folder.parent / "layers.py").write_text(f"WIDTH = {width}")
+        (folder / "later.py").write_text(f"KERNEL = {1 if width == 8 else 3}")
+        body = build_custom(f"{folder.parent}/nets.py:build", 5, features="0", logits="1").network[0]
+        assert (body.out_channels, body.kernel_size[0]) == ((8, 1) if width == 8 else (64, 3))
+
+
 BAD = {
     "nets.py": ["expected package.module:function"],
     "none.py:unet": ["of a file that is there"],

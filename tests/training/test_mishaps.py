@@ -78,7 +78,7 @@ def test_damaged_files_of_a_finished_run_are_named_and_made_again_when_deleted(r
     weights, path = (run_folder(tiny()) / name for name in ("weights.safetensors", "record.json"))
     weights.write_bytes(weights.read_bytes()[:-1])
     message = refused("evaluate", path.parent)
-    assert message == f"apd: {weights} is missing or damaged; delete {path} to finish the run again"
+    assert message == f"apd: {weights} is missing, damaged or of another network; delete {path} to finish the run again"
     path.write_text(path.read_text()[:500])
     for command in (STUDENT, ("evaluate", path.parent)):
         assert re.search(f"{path}: cannot be read as JSON.*delete it to have it made again", refused(*command))
@@ -266,7 +266,7 @@ def full(*_arguments, error=errno.ENOSPC, **_options):
     raise OSError(error, os.strerror(error))
 
 
-@pytest.mark.parametrize("writer", ["save_file", "torch.save", "write_atomically", "os.fsync"])
+@pytest.mark.parametrize("writer", ["save", "torch.save", "write_atomically", "os.fsync"])
 def test_a_full_disk_leaves_the_checkpoints_that_are_there(tmp_path, monkeypatch, writer):
     saved(tmp_path, 10)
     monkeypatch.setattr(f"apd.training.checkpoint.{writer}", full)

@@ -14,6 +14,7 @@ from apd.report.statistics import (
     Comparison,
     ComparisonError,
     Difference,
+    Score,
     check_alike,
     compare,
     mean_interval,
@@ -160,6 +161,15 @@ def sweep(
     gains = {shift: difference for shift, difference in found.items() if difference.pairs}
     ends = (gains[max(gains)].pairs, gains[min(gains)].pairs) if len(gains) > 1 else ({}, {})
     return ShiftSweep(method, reference, gains, paired_difference(*ends, confidence), remark)
+
+
+def in_places(facade: Comparison) -> list[Comparison]:
+    """A comparison on LabelMeFacade by the test split in the places of training, and by that out of place."""
+    scores = {
+        where: Score("mIoU", lambda record, split=split: record.scores_on(split).miou, lambda _: math.nan)
+        for where, split in (("in place", "test"), ("out of place", "test_out_of_place"))
+    }
+    return [replace(facade.by(score), remark=where) for where, score in scores.items()]
 
 
 # Pairs of networks: what each student gains from each teacher, and whether it matters that both have the same head.

@@ -109,8 +109,11 @@ def table(found: Sequence[Result]) -> list[str]:
     ]
     for one in found:
         kd = "pixel_kd" if one.apd == "apd" else "roi_kd"
-        means = " | ".join(one.mean(method) for method in (one.apd, kd, "student_equal_seconds", "student"))
-        teacher, seeds = number(100 * one.comparison.teacher_score, 1), len(one.comparison.values(one.apd))
+        methods = (one.apd, kd, "student_equal_seconds", "student")
+        means = " | ".join(one.mean(method) for method in methods)
+        teacher = number(100 * one.comparison.teacher_score, 1)
+        counts = sorted({len(runs) for method in methods if (runs := one.comparison.values(method))})
+        seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
         lines.append(f"| {one.name} | {means} | {teacher} | {seeds} |")
     return lines
 

@@ -93,7 +93,7 @@ def test_a_fault_at_an_ignored_pixel_is_as_a_zero_there_in_loss_and_gradient(nam
 
 def test_what_would_undo_the_constants_that_stand_for_minus_infinity_is_refused():
     refused(lambda: APDLoss(*SIZES, scale=2e3), ValueError, names=("scale=2000.0", "to 1000"))
-    for build in (lambda: APDLoss(*SIZES, temperature=1e-7), lambda: PixelKD(temperature=1e-7)):
+    for build in (lambda: APDLoss(*SIZES, temperature=1e-7), lambda: PixelKD(temperature=1e-7)(**random_batch())):
         refused(build, ValueError, names=("temperature=1e-07", "1e-06 to"))
 
 

@@ -102,8 +102,8 @@ def cost(arguments: list[str], sentence: str) -> int:
     record = record_of(chosen.run) if chosen.run is not None else None
     experiment = record.experiment if record else known.recipe(chosen.size)
     if experiment.task == "detection":
-        given = f"--run {chosen.run}" if record else f"--size {chosen.size}"
-        fix = f"`apd train {given} --dry-run` counts a detector's parameters, multiply-adds and memory"
+        given, how = (f"--run {chosen.run}", "…") if record else [f"--size {chosen.size}"] * 2
+        fix = f"`apd train {how} --dry-run` counts a detector's parameters, multiply-adds and memory"
         raise UsageError(f"{given}: apd cost measures segmentation; {fix}")
     data, classes = experiment.data, len(record.class_names if record else spec_of(experiment.data).class_names)
     height, width = data.height or data.crop_height, data.width or data.crop_width

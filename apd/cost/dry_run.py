@@ -47,7 +47,7 @@ def dry_run(
     Reported to `tell` are the data (:data:`CHECKED` images of each split are read), parameters, multiply-accumulates,
     memory, the number of steps, and time, from `steps` that are measured after one at the real crop: on
     noise where data are missing, with random weights where files of weights are. ExperimentError where `device`
-    (default: cuda where there is one, else cpu) is not there, or a network cannot be built whatever its weights.
+    (default: cuda, else cpu) is not there, or a network cannot be built at all; DataError: epochs without the images.
     """
     run = _DryRun(in_steps(experiment), choose_device(device), tell)
     run.report(steps)

@@ -160,12 +160,14 @@ def build_custom(
 def _neighbours(where: str) -> Iterator[None]:
     """Modules beside a file are found, as a script's, and forgotten: another file has its own of the same names."""
     own, before = [str(Path(where).absolute().parent)] if where.endswith(".py") else [], set(sys.modules)
-    with patch.object(sys, "path", [*own, *sys.path, os.getcwd()]):  # as `python -m` has it
-        yield
-    for name in set(sys.modules) - before if own else ():
-        file, beside = str(getattr(sys.modules[name], "__file__", "")), os.path.join(*own, name.partition(".")[0])
-        if file.startswith((f"{beside}.py", f"{beside}{os.sep}")):
-            del sys.modules[name]
+    try:
+        with patch.object(sys, "path", [*own, *sys.path, os.getcwd()]):  # as `python -m` has it
+            yield
+    finally:
+        for name in set(sys.modules) - before if own else ():
+            file, beside = str(getattr(sys.modules[name], "__file__", "")), os.path.join(*own, name.partition(".")[0])
+            if file.startswith((f"{beside}.py", f"{beside}{os.sep}")):
+                del sys.modules[name]
 
 
 def _module_of(path: str, sha256: str) -> ModuleType:

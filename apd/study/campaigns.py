@@ -191,8 +191,8 @@ def _facade_few_labels() -> Iterator[Experiment]:
         experiment = lengthened(recipe("facade-small", method, seed=seed), student=1 / 2, teacher=1 / 3)
         data = replace(experiment.data, labelled_share=0.1, unlabelled=more)
         training = replace(experiment.training, learning_rate=known.LEARNING_RATES["student"])
-        name, teacher = f"{method}{'_unlabelled' if more else ''}-seed{seed}", experiment.teacher
-        teacher = None if method == "student" else teacher
+        name = f"{method}{'_unlabelled' if more else ''}-seed{seed}"
+        teacher = None if method == "student" else experiment.teacher
         yield replace(experiment, name=name, data=data, training=training, teacher=teacher)
 
 

@@ -141,9 +141,9 @@ def test_a_run_on_them_resumes_bit_equal_and_not_on_other_images(there, capsys):
     train(experiment, workers=0 if there else 1)
     assert outcome(experiment) == undisturbed(experiment)
     assert leave("evaluate", run_folder(experiment), "--split", "train") == 0
-    told = capsys.readouterr()
-    assert "3 images of train" in told.out
-    assert "are not those that the record was made from" not in told.err
+    printed = capsys.readouterr()
+    assert "3 images of train" in printed.out
+    assert "are not those that the record was made from" not in printed.err
 
 
 def test_the_labelled_images_of_train_are_scored_as_large_as_those_of_val(tmp_path, capsys):

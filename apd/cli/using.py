@@ -161,11 +161,7 @@ def predict(arguments: list[str], sentence: str) -> int:
         failed.append(error)
         bar.write(f"apd: {error}", file=sys.stderr)
 
-    if not detection:
-        spec = _spec_or_names(record)
-    else:
-        spec = OBJECTS if data.name == "scenes" else coco_spec(data.folder, data.val_part, annotations=data.annotations)
-        _compare(record, spec)
+    spec = _spec_or_names(record)
     model = trained_network(chosen.run, device=chosen.device or None)
     with tqdm(unit=" images", disable=None, leave=False) as bar:
         frames = predictions.read_frames(files, note, chosen.every, None if detection else data, options)
@@ -265,14 +261,20 @@ def split_described(record: Record, split: str) -> str:
     return f"{split}, which are the images that were trained on" if trained_on else split
 
 
-def _spec_or_names(record: Record) -> DatasetSpec:
+def _spec_or_names(record: Record) -> DatasetSpec | InstanceSpec:
     """The compared spec of the run's data or, where they are not at hand, the classes with colours by default."""
+    data, names, detects = record.experiment.data, tuple(record.class_names), record.experiment.task == "detection"
     try:
-        _compare(record, spec := spec_of(record.experiment.data))
+        coco = detects and data.name != "scenes"
+        of_coco = coco and coco_spec(data.folder, data.val_part, annotations=data.annotations)
+        _compare(record, spec := of_coco or (OBJECTS if detects else spec_of(data)))
     except MissingData as error:
-        print(f"note: without the run's data its classes have colours by default ({error})", file=sys.stderr)
-        names = tuple(record.class_names)
-        spec = DatasetSpec(record.experiment.data.name, names, distinct_colours(len(names)))
+        known = record.identities["train"]
+        if detects and "category_ids" not in known:  # an older kind of record, without what results are numbered by
+            raise
+        print(f"note: the run's data are missing, so classes have colours by default ({error})", file=sys.stderr)
+        spec = DatasetSpec(data.name, names, distinct_colours(len(names)))
+        return InstanceSpec(data.name, names, tuple(known["category_ids"])) if detects else spec
     return spec
 
 

@@ -87,6 +87,7 @@ class DatasetSpec:
             f"void_values {void_clash!r:.80} are labels of classes: {values_used!r:.80}": void_clash,
             f"void_values {odd_void!r:.80}; a label file holds values from 0 to 255": odd_void,
             "file_values and file_colours are both given; label files hold one of them": values and colours,
+            f"void_values {self.void_values} beside file_colours; give void_colours": colours and self.void_values,
             f"void_colours {colour_clash!r:.80} are {against}": colour_clash,
             f"thing_names {unknown!r:.80} are not classes; classes are {names!r:.80}": unknown,
         }

@@ -90,11 +90,6 @@ class DetectionTask(RunTask):
         ours = set(map(id, body))
         return [p for p in body if p.requires_grad], [p for p in network.parameters() if id(p) not in ours]
 
-    def prepare(self, student: FasterRCNN, teacher: FasterRCNN | None) -> None:
-        """As :class:`RunTask`, and keep the teacher, whom `forward` calls."""
-        super().prepare(student, teacher)
-        self._teacher = (teacher,)  # in a tuple, since a module would become a part of this one
-
     def micro_batches(self, batch: InstanceBatch, device: torch.device) -> list[InstanceBatch]:
         """The batch, undivided, on the device."""
         pinned = self.experiment.training.pinned_memory and device.type == "cuda"
@@ -105,7 +100,7 @@ class DetectionTask(RunTask):
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]], _: None = None) -> dict[str, Tensor]:
         """torchvision's losses by its names, the distillers' terms, and "loss", their weighted sum."""
-        (teacher,) = self._teacher
+        (teacher,) = self.teacher_alone
         with DetectorTap(self.student) as tap:
             if self.distillers:
                 losses, pair = training_step(self.student, tap, teacher, images, targets)

@@ -40,18 +40,6 @@ def build_network(
     return task.network(network, num_classes, device, seed, weights_follow=weights_follow)
 
 
-def _segmenter(network: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter | CustomSegmenter:
-    options = asdict(network) | ({"weights": "none", "weights_file": ""} if weights_follow else {})
-    paths, builder = options.pop("auxiliary"), options.pop("builder")
-    custom = {name: options.pop(name) for name in ("features", "logits", "builder_sha256")}
-    if not network.builder:
-        return build_segmenter(num_classes=num_classes, **options)
-    model = build_custom(builder, num_classes, *paths, **custom)
-    if options["weights_file"]:
-        load_weights(model, options["weights_file"])
-    return model
-
-
 def distilled_of(student: SegOutput, teacher: SegOutput, labels: Tensor) -> dict[str, Tensor]:
     """The keywords of a distiller's call."""
     networks = {"student": student, "teacher": teacher}.items()
@@ -160,7 +148,17 @@ class SegmentationTask(RunTask):
         """What the experiment asks for; auto is bf16 where the device multiplies it natively."""
         return resolve_precision(device, self.experiment.precision)
 
-    _build = staticmethod(_segmenter)
+    @staticmethod
+    def _build(network: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter | CustomSegmenter:
+        options = asdict(network) | ({"weights": "none", "weights_file": ""} if weights_follow else {})
+        paths, builder = options.pop("auxiliary"), options.pop("builder")
+        custom = {name: options.pop(name) for name in ("features", "logits", "builder_sha256")}
+        if not network.builder:
+            return build_segmenter(num_classes=num_classes, **options)
+        model = build_custom(builder, num_classes, *paths, **custom)
+        if options["weights_file"]:
+            load_weights(model, options["weights_file"])
+        return model
 
     def parameter_groups(self, network: Segmenter) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The trained parameters of the backbone, and those of heads and classifier."""

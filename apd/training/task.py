@@ -126,6 +126,7 @@ class RunTask(nn.Module):
     def prepare(self, student: Any, teacher: Any) -> None:
         """Take the networks that `forward` calls (the teacher in eval mode) and build the distillers between them."""
         self.student, configs = student, self.experiment.distillers
+        self.teacher_alone = (teacher,)  # in a tuple, since a module would become a part of this one
         self.blocks = blocks_of(student) if self.experiment.training.gradient_checkpointing else []
         self.distillers = nn.ModuleDict({c.method: self.distiller(c, student, teacher) for c in configs})
 

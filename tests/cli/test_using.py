@@ -251,6 +251,16 @@ def test_predict_draws_each_image_and_writes_cocos_results(detector, place, tmp_
             assert not np.array_equal(np.asarray(image), pixels)
 
 
+def test_a_detectors_run_predicts_the_same_where_its_data_are_missing(detector, place, tmp_path, monkeypatch, capsys):
+    image = next((place / "coco" / "val2017").iterdir())
+    assert leave("predict", detector, image, "--to", tmp_path / "with") == 0
+    monkeypatch.setenv("APD_DATA", str(tmp_path))
+    assert leave("predict", detector, image, "--to", tmp_path / "without") == 0
+    assert capsys.readouterr().err.startswith("note: the run's data are missing, so classes have colours by default (")
+    for path in (tmp_path / "with").iterdir():
+        assert (tmp_path / "without" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_drawn_are_masks_boxes_and_names_of_what_is_sure_enough():
     spec, blank = InstanceSpec("pets", ("cat", "dog")), np.full((80, 120, 3), 255, dtype=np.uint8)
     masks = np.zeros((2, 80, 120), dtype=bool)

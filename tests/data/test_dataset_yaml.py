@@ -148,6 +148,7 @@ REFUSED = [
     ("colours: ['#ffffff', '#000000']", "", r"colours = .*; expected a list of \[red, green, blue\], or a table of"),
     ("colours: [[0, 0, 0], [1, 1, 1]]\nvalues: [0, 255]\n", "", "file_values and file_colours are both given"),
     ("colours: [[0, 0, 0], [1, 1, 1]]\nignore: [[1, 1, 1]]", "", r"void_colours \[\(1, 1, 1\)\] are those of class"),
+    ("colours: [[0, 0, 0], [1, 1, 1]]\nignore: [9]", "", r"void_values \(9,\) beside file_colours; give void_colours"),
     ("ignore: [[1, 1, 1]]", "", r"void_colours \[\(1, 1, 1\)\] are given without file_colours"),
     *((f"{entry}: 3", "", f"unknown entry {entry}; did you mean '{name}'") for entry, name in MEANT.items()),
     *((f"{entry}: 3", "", f"unknown entry {entry}; did you mean '{entry}s'") for entry in ("mask", "image")),

@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,14 +17,10 @@ from small_experiments import exit_code, exit_codes, outcome, start, tiny
 
 from apd.config.experiment import TeacherConfig
 from apd.config.identity import fingerprint, to_dict
-from apd.distillers.base import DISTILLERS
-from apd.report.statistics import method_of
 from apd.study import campaign, parallel
-from apd.study.ablations import OTHER_METHODS, plain_variants, stronger, variant_names, variant_of_strength
 from apd.study.campaign import Ledger, main, run_campaign
 from apd.study.campaigns import CAMPAIGNS, CampaignError, experiments_of, steps_done
 from apd.study.parallel import SideBySide, Worker
-from apd.study.recipes import METHOD_NAMES, METHODS
 from apd.training.checkpoint import only_process
 from apd.training.distributed import ALONE
 from apd.training.record import read_record
@@ -107,46 +102,6 @@ def test_a_finished_run_without_record_in_the_campaign_is_not_trained_again(fold
     found = train(quick("short"))
     assert (record.experiment.name, found.experiment.name) == ("short-seed0", "begun-elsewhere")
     assert record.content == with_digest(found.content | {"experiment": to_dict(record.experiment)})
-
-
-@pytest.mark.parametrize("name", CAMPAIGNS)
-def test_the_studys_campaigns_go_seed_by_seed_and_name_every_experiment_once(name):
-    experiments = experiments_of(name)
-    seeds = [experiment.seed for experiment in experiments]
-    assert seeds == sorted(seeds)
-    assert len({fingerprint(e) for e in experiments}) == len({e.name for e in experiments}) == len(experiments)
-
-
-@pytest.mark.parametrize(("name", "seeds", "settings"), [("scenes-tiny", 5, 2), ("camvid-small", 3, 1)])
-def test_the_evidence_has_every_method_with_enough_seeds_under_one_recipe(name, seeds, settings):
-    experiments = experiments_of(name)
-    groups = [[e for e in experiments if e.data == data] for data in {e.data for e in experiments}]
-    assert [len(group) for group in groups] == [len(experiments) / settings] * settings
-    for group in groups:
-        for seed in range(seeds):  # any number of whole seeds is a fair comparison
-            assert {e.name.split("-")[0] for e in group if e.seed == seed} == set(METHODS)
-        assert len({replace(e, name="-", seed=0, distillers=(), training=group[0].training) for e in group}) == 1
-        trainings = {(e.name.split("-")[0], e.training) for e in group}
-        assert len(trainings) == len(METHODS), "a method has one learning rate and schedule"
-
-
-@pytest.mark.parametrize("kind", DISTILLERS.values())
-def test_a_stronger_method_has_its_weights_multiplied_and_nothing_else(kind):
-    plain, ten_times = kind(), stronger(kind(), 10.0)
-    ours = "alignment observation target non_target logits features batch_pixels pixel_memory region_memory inter intra"
-    changed = {f.name for f in fields(kind) if getattr(plain, f.name) != getattr(ten_times, f.name)}
-    assert changed == {n for n in {f.name for f in fields(kind)} & {*ours.split(), "weight"} if getattr(plain, n)}
-    assert all(getattr(ten_times, name) == pytest.approx(10 * getattr(plain, name)) for name in changed)
-
-
-def test_every_method_gets_the_same_trials_of_its_weights_and_pixel_kd_beside_it_none():
-    planned = [method_of(e, METHOD_NAMES | variant_names()) for e in experiments_of("scenes-rivals-tuning")]
-    tried = {(key.rsplit("_x", 1)[0], float(key.rsplit("_x", 1)[1])) for key in planned}
-    assert tried == set(product(["pixel_kd", "apd", *OTHER_METHODS], [0.1, 10.0]))
-    assert len(planned) == len(tried)
-    for variant in plain_variants():
-        *beside, main = variant_of_strength(variant, 10.0).distillers
-        assert (main, tuple(beside)) == (stronger(variant.distillers[-1], 10.0), variant.distillers[:-1])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from apd.fields import ExperimentError
 from apd.report.figures.answers import read_campaigns, validation_score
 from apd.study import published_recipes as published
 from apd.study import recipes as study
-from apd.study.campaigns import experiments_of
 from apd.study.published_recipes import CLASSES_SEEN, PAPER_METHODS, PUBLISHED, PaperSize, leaves, paper_recipe
 from apd.study.recipes import METHODS, REAL_SIZES, Size, all_recipes, methods_of, recipe, value_sources
 from apd.training.checkpoint import save_weights
@@ -161,15 +160,6 @@ def test_data_networks_schedule_and_methods_are_those_of_reviewkds_configuration
     methods = [tuple(d.method for d in each.distillers) for each in experiments.values()]
     assert methods[:4] == [(), ("roi_kd",), ("review_kd",), ("roi_apd",)]
     assert methods[4:] == ([("roi_kd", "dense_apd")] if "boxes" not in size else [])
-
-
-def test_variants_of_detection_differ_in_nothing_but_their_distillers():
-    planned = experiments_of("scenes-detection")
-    assert len({replace(e, name="-", seed=0, distillers=()) for e in planned}) == 1
-    variants = published.detection_variants()
-    assert [e.name for e in planned] == [f"{variant}-seed{seed}" for seed in range(3) for variant in variants]
-    *_, added = variants[f"roi_apd_and_{published.BEST_OTHER_DETECTION_METHOD}"]
-    assert (added.pixel_kd == 0) == (published.BEST_OTHER_DETECTION_METHOD == "roi_dkd"), "logits are compared once"
 
 
 def choices():

@@ -32,7 +32,7 @@ def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int] | None = None, *, pr
     w = patches // h if h > 0 else 0
     # a patch more or less in a row is a rounded side; more is another grid
     same_ratio = (h - 1) * width < (w + 1) * height and (w - 1) * height < (h + 1) * width
-    if not (h * w == patches > 0 and same_ratio):
+    if not (h * w == patches > 0 and same_ratio and (grid or h == w)):
         raise ValueError(
             f"tokens has {tokens_BNC.shape[1]} tokens, {patches} after prefix_tokens={prefix_tokens}: they fill no "
             f"grid of the aspect ratio {height}:{width} of grid={grid}; count the CLS and register tokens in "

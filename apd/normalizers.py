@@ -57,9 +57,9 @@ def across_processes() -> Iterator[None]:
 class AccumulatedCounts:
     """The divisors of a batch whose parts are computed one after the other, as in gradient accumulation.
 
-    Count every part, then compute every part, asking for the same counts in the same order: its losses and gradients
-    *add up* to those of the whole batch. Count in eval mode where a distiller has a memory (CIRKD), or it is filled
-    twice. Computed inside :func:`across_processes`, it is that of all processes.
+    One for every batch. Count every part, then compute every part, asking for the same counts in the same order: its
+    losses and gradients *add up* to those of the whole batch. Count in eval mode where a distiller has a memory
+    (CIRKD), or it is filled twice. Computed inside :func:`across_processes`, it is that of all processes.
     """
 
     def __init__(self) -> None:
@@ -69,6 +69,8 @@ class AccumulatedCounts:
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Inside, the counts of one part are noted; the values of the losses mean nothing."""
+        if self._divisors is not None:
+            raise RuntimeError("these counts were computed with: make an AccumulatedCounts for every batch")
         counts: list[Tensor] = []
 
         def note(count: Tensor) -> Tensor:

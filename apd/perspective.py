@@ -15,7 +15,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from apd.validation import BINARY, check_choice, check_labels, check_map, check_present, check_same_grid
+from apd.validation import (
+    BINARY,
+    check_choice,
+    check_ignore_index,
+    check_labels,
+    check_map,
+    check_present,
+    check_same_grid,
+)
 
 Scope = Literal["image", "batch"]
 Absent = Literal["mask", "zero"]
@@ -50,6 +58,7 @@ def valid_pixels(labels_BHW: Tensor, num_classes: int, *, ignore_index: int = 25
     Any other label outside ``0 .. num_classes - 1`` is an error: on a CPU a ``RuntimeError`` at once, on a GPU a
     device-side assertion that surfaces at the next synchronisation. Both survive ``torch.compile``.
     """
+    check_ignore_index(ignore_index, num_classes)
     labels_BHW = labels_BHW.long()  # before comparing: -1 would wrap round to 255 in uint8
     ignored_BHW = labels_BHW == ignore_index
     known_BHW = (labels_BHW >= 0) & (labels_BHW < num_classes) | ignored_BHW

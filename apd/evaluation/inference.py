@@ -15,6 +15,7 @@ from tqdm import tqdm
 from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions, scaled_side
 from apd.data.batches import evaluation_batches
 from apd.data.specs import IMAGE_PADDING, SegmentationDataset
+from apd.validation import check_ignore_index
 
 FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")  # so begins what a spreadsheet computes
 WINDOWS_AT_ONCE = 8  # in one call of the network (own choice: a batch that the trained sizes fit in)
@@ -41,7 +42,7 @@ class ConfusionMatrix:
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes = {num_classes}: expected at least 2")
-        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.num_classes, self.ignore_index = num_classes, check_ignore_index(ignore_index, num_classes)
         self.matrix_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:

@@ -52,6 +52,8 @@ class CustomSegmenter(nn.Module):
         known = next((cfg for cfg in of_timm if isinstance(cfg, dict) and cfg.get("mean")), {})
         for name, default in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
             values = torch.as_tensor(getattr(network, f"image_{name}", known.get(name, default)))
+            if values.min() < 0 or values.max() > 1:
+                raise ValueError(f"image_{name} = {values.tolist()}: expected it of images in [0, 1]; divide by 255")
             self.register_buffer(f"image_{name}", values.detach().float().clone().reshape(1, 3, 1, 1))
         self.open_taps()
         self.feature_channels = self._try_out()

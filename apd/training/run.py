@@ -184,8 +184,11 @@ def _finished(folder: Path, experiment: Experiment) -> Record | None:
     data = record.experiment.data
     others = {"scenes": "scenes of another version of their generator"}
     others["folder"] = f"other images or labels than {data.folder} holds today"
+    fix, taught = "delete the folder, or keep it elsewhere, to have the run made again", record.content["teacher"] or {}
+    given = Path(os.path.expanduser(experiment.teacher.weights_file if experiment.teacher else ""))
+    if given.is_file() and sha256_of(given) != taught.get("weights_sha256"):
+        raise CheckpointError(f"{folder} was made with another teacher than {given} holds today: {fix}")
     if found := what_changed(record.identities, task_of(record.experiment).splits().identities(data.evaluation_split)):
-        fix = "delete the folder, or keep it elsewhere, to have the run made again"
         raise CheckpointError(f"{folder} was made from {others.get(data.name, 'other data')}: {fix} ({found})")
     return record
 

@@ -159,7 +159,7 @@ def main() -> None:
     device = torch.device(chosen.device)
     shapes = {name: SHAPES[name] for name in SHAPES if name != "coco" or chosen.coco}
     content = header(device, "fp32") | {"repeats": chosen.repeats, "shapes": shapes}
-    print(write(content | {"rows": shown(measured(device, list(shapes), chosen.repeats))}, chosen.to))
+    print(write(content | {"rows": list(shown(measured(device, list(shapes), chosen.repeats)))}, chosen.to))
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def main() -> None:
     torch.set_num_threads(1)
     device = choose_device(chosen.device)
     content = header(device, "fp32") | {"shapes": {}}
-    content["rows"] = shown(measured(chosen.recipes, device, chosen.pairs))
+    content["rows"] = list(shown(measured(chosen.recipes, device, chosen.pairs)))
     print(write(content, chosen.to))
 
 

@@ -316,7 +316,8 @@ def test_what_cannot_be_counted_is_refused_and_nothing_is_counted():
         with pytest.raises(ValueError, match=message):
             confusion.update(torch.tensor(predictions), torch.tensor(labels))
         assert confusion.matrix_KK.sum() == 0
-    with pytest.raises(ValueError, match="num_classes = 1: expected at least 2"):
-        ConfusionMatrix(1)
+    for classes, message in ((1, "num_classes = 1: expected at least 2"), (256, "ignore_index=255 is one of the cl")):
+        with pytest.raises(ValueError, match=message):
+            ConfusionMatrix(classes)
     with pytest.raises(ValueError, match=r"matrix has shape \(2, 3\): expected \(K, K\)"):
         scores(torch.zeros(2, 3))

@@ -1,10 +1,9 @@
-"""The parts of `tests/gpu/lease.sh` that are more than a command: packing, trials, and what comes back.
+"""The parts of `tests/gpu/lease.sh` that are more than a command: packing, measurements, and what comes back.
 
 `python -m tests.gpu.lease PART [NAME]` is how the script calls it.
 """
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -14,30 +13,31 @@ from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 
+import filelock
 import torch
 from PIL import Image
 
 from apd.config.identity import fingerprint
 from apd.data.image_folder import find_data
+from apd.fields import UserError
 from apd.models.pretrained import OFFLINE_WEIGHTS, offline_file
 from apd.study.campaign import Ledger, existing_records
 from apd.study.campaigns import CAMPAIGNS, experiments_of, untrained_teacher
 from apd.study.parallel import side_by_side
 from apd.training.distributed import ALONE, choose_device
-from apd.training.record import records_folder, repository
+from apd.training.record import read_record, records_folder, repository
 from apd.training.run import run_folder, runs_folder
-from apd.training.run_log import NonFiniteLossError, UnfinishedRunsError
 from book.figures import speed as speed_table
 
 LEASE = Path(".lease")
 CALL_BYTES = 63 << 20  # 64 MiB travel with a call, the working tree among them
 BACK_BYTES, BACK_FILES = 15 << 20, 4  # a file that comes back, and how many: 8 files, 64 MiB in all
 QUALITY = 95  # of the JPEG files in place of CamVid's PNG files, which are four times as large
-LAST_SECONDS = 35.0  # kept for the last checkpoints and for packing what goes back
+LAST_SECONDS = 60.0  # kept for the last checkpoints (20), the ends of the workers, and packing what goes back
 DATA_FOLDERS = {"camvid": "CamVid", "labelmefacade": "LabelMeFacade"}
 TOY = bool(os.environ.get("LEASE_TOY"))
 SECONDS = 0.001 if TOY else float(os.environ.get("LEASE_MEASURE", "0.5"))  # of every measurement
-TRIAL_SECONDS, PROCESSES = (2.0, (1, 2)) if TOY else (25.0, (1, 2, 4))
+PROCESSES = (1, 2) if TOY else (1, 2, 4)
 
 
 # before the lease
@@ -102,10 +102,10 @@ def needed(experiments):
             place = Path("data") / root.name / path.relative_to(root)
             image = name == "camvid" and path.suffix == ".png" and not path.parent.name.endswith("annot")
             yield path, place.with_suffix(".jpg") if image else place
-    taught = [e for e in experiments if e.teacher is not None]
+    taught = {run_folder(e.teacher_experiment()): e for e in experiments if e.teacher is not None}
     networks = {e.network for e in experiments}
-    networks |= {e.teacher.network for e in taught if untrained_teacher(e) is not None}
-    for folder in sorted({run_folder(e.teacher_experiment()) for e in taught if untrained_teacher(e) is None}):
+    networks |= {e.teacher.network for folder, e in taught.items() if not travels(folder, e)}
+    for folder in sorted(folder for folder, e in taught.items() if travels(folder, e)):
         for file in ("record.json", "weights.safetensors"):
             yield folder / file, Path("runs") / folder.name / file
     if any(network.weights == "torchvision" for network in networks):
@@ -120,6 +120,13 @@ def needed(experiments):
                     yield path, Path("site", package.name) / path.relative_to(package)
 
 
+def travels(folder, experiment):
+    """Whether a teacher is trained, and on the files that travel: those of CamVid are others, which a GPU is given."""
+    if untrained_teacher(experiment) is not None:
+        return False
+    return experiment.data.name != "camvid" or read_record(folder / "record.json").content["device"]["type"] == "cuda"
+
+
 # on the machine
 
 
@@ -132,7 +139,8 @@ def machine():
     """Say what this is."""
     device = choose_device(os.environ["LEASE_DEVICE"])
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    print(f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, {seconds_left():.0f} s left")
+    versions = f"torch {torch.__version__}, filelock {filelock.__version__}"
+    print(f"{name}, {os.cpu_count()} cores, {versions}, {seconds_left():.0f} s left")
 
 
 def speed():
@@ -146,7 +154,7 @@ def speed():
         speed_table.LOSS_SHAPES = {"cityscapes": LossShape(batch=2, channels=8, grid=6, classes=5, labels=24)}
         speed_table.PUBLISHED = {"cityscapes": "tiny"}
         speed_table.recipe = lambda _size: tiny("apd")
-    sys.argv = ["speed", "--device", device, "--parts", "losses", "published", "--seconds", str(SECONDS)]
+    sys.argv = ["speed", "--device", device, "--parts", "published", "losses", "--seconds", str(SECONDS)]
     sys.argv += ["--to", out]
     speed_table.main()
 
@@ -166,53 +174,51 @@ def switches(name):
             print(f"  {how}: {took:.2f} ms", flush=True)
     for number in PROCESSES:
         command = [sys.executable, "-m", "tests.gpu.lease", "pace", name]
-        paces = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(number)]
-        steps = sum(float(process.communicate()[0].split()[-1]) for process in paces)
-        print(f"{number} processes: {steps:.1f} steps/s of APD", flush=True)
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        paces = [subprocess.Popen(command, **pipes) for _ in range(number)]
+        ready = [process.stdout.readline() for process in paces]  # so that all measure at the same time
+        found = [process.communicate("go\n")[0] for process in paces] if all(ready) else []
+        said = f"{sum(map(float, found)):.1f} steps/s of APD" if all(found) and found else "one of them failed"
+        print(f"{number} processes: {said}", flush=True)
 
 
 def pace(name):
-    """Print the steps a second of a distilled run of the campaign, while others are measured at the same time."""
-    distilled = next(e for e in experiments_of(name) if e.distillers)
-    device, count = choose_device(os.environ["LEASE_DEVICE"]), 0
-    step, begun = speed_table.training_step(distilled, device), time.monotonic()
-    while not count or time.monotonic() < begun + 10 * SECONDS:
+    """Print the steps a second of a run of APD, measured while others are."""
+    apd = next(e for e in experiments_of(name) if e.name.startswith("apd-"))
+    step, count = speed_table.training_step(apd, choose_device(os.environ["LEASE_DEVICE"])), 0
+    print("ready", flush=True)
+    sys.stdin.readline()
+    begun = time.monotonic()
+    while not count or time.monotonic() < begun + 15 * SECONDS:
         terms, count = step(), count + 1
     assert torch.isfinite(terms["loss"])  # and waits for the GPU
     print(count / (time.monotonic() - begun))
 
 
 def run(label, experiments, folder, processes, seconds):
-    """Run what has no record in `folder` yet, for so long. Returns the steps a second."""
+    """Run what has no record in `folder` yet, for so long."""
     done = existing_records(folder)
     missing = [experiment for experiment in experiments if fingerprint(experiment) not in done]
     if not missing or seconds <= 0:
-        return 0.0
+        return
     ledger, begun = Ledger(label, folder, done, len(missing), ALONE), time.monotonic()
     device, minutes = os.environ["LEASE_DEVICE"], seconds / 60
     try:
         found = side_by_side(missing, ledger, device=device, processes=processes, minutes=minutes)
         ledger.close()
-    except (UnfinishedRunsError, NonFiniteLossError) as error:
-        print(f"lease: {error}")
-        return 0.0
-    print(f"lease: {label}: {processes} processes, {found:.1f} steps/s, {time.monotonic() - begun:.0f} s", flush=True)
-    return found
+        print(
+            f"lease: {label}: {processes} processes, {found:.1f} steps/s, {time.monotonic() - begun:.0f} s", flush=True
+        )
+    except UserError as error:
+        print(f"lease: {error}", flush=True)
 
 
 def campaign(name):
-    """Teachers first; then a trial of each number of processes; then the best of them until the time is up."""
+    """Teachers first, then the runs, until the time is up."""
     experiments, folder = experiments_of(name), records_folder(name)
     teachers = {fingerprint(t): t for e in experiments if (t := untrained_teacher(e)) is not None}
     run("teachers", teachers.values(), runs_folder() / "teachers", len(teachers), seconds_left() - LAST_SECONDS)
-    if fixed := os.environ.get("LEASE_PROCESSES"):
-        return run(name, experiments, folder, int(fixed), seconds_left() - LAST_SECONDS)
-    trial = min(TRIAL_SECONDS, (seconds_left() - LAST_SECONDS) / (2 * len(PROCESSES)))
-    alike = [e for e in experiments if e.distillers]  # whose steps take about the same time
-    speeds = {number: run(f"trial-{number}", alike, folder, number, trial) for number in PROCESSES}
-    best = max(speeds, key=lambda number: speeds[number])
-    (Path(os.environ["OUT"]) / "throughput.json").write_text(json.dumps({"steps_per_second": speeds, "best": best}))
-    return run(name, experiments, folder, best, seconds_left() - LAST_SECONDS)
+    run(name, experiments, folder, int(os.environ["LEASE_PROCESSES"]), seconds_left() - LAST_SECONDS)
 
 
 def collect(name):

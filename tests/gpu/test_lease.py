@@ -19,6 +19,7 @@ from apd.config.experiment import NetworkConfig, TeacherConfig
 from apd.study.campaigns import CAMPAIGNS
 from apd.training.record import read_record, read_records
 from apd.training.run import run_folder, train
+from apd.training.schema import with_digest
 from tests.gpu import lease
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,13 @@ def copied(to):
 def call(here, *arguments, code=0, **environment):
     """The script in a process of its own, with none of pytest's plugins and no APD_ variable of ours."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("APD_")}
-    known = {"PYTHON": sys.executable, "LEASE_TOY": "1", "LEASE_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    known = {
+        "PYTHON": sys.executable,
+        "LEASE_TOY": "1",
+        "LEASE_DEVICE": "cpu",
+        "LEASE_SECONDS": "400",
+        "OMP_NUM_THREADS": "1",
+    }
     known |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": ""}
     env = kept | known | {name: str(value) for name, value in environment.items()}
     command = ["bash", "tests/gpu/lease.sh", *arguments]
@@ -70,9 +77,8 @@ def test_the_whole_lease_is_rehearsed_from_packing_to_unpacking(tmp_path):
     assert ("cuda_graph = False, " in switches, "2 processes: " in switches) == (True, True)
 
     (out / "campaign").mkdir()
-    printed = call(there, "campaign", "toy", OUT=out / "campaign")
+    printed = call(there, "campaign", "toy", OUT=out / "campaign", LEASE_PROCESSES=2)
     assert "camvid-teacher is trained" in printed or "teachers: 1/1 camvid-teacher" in printed, printed
-    assert {"1", "2"} == set(json.loads((out / "campaign" / "throughput.json").read_text())["steps_per_second"])
     files = list((out / "campaign").iterdir())
     assert len(files) <= 8
     assert max(path.stat().st_size for path in files) <= 16 << 20
@@ -134,14 +140,17 @@ def test_the_pack_holds_data_and_weights_in_parts_that_each_fit_a_call_and_the_c
     assert "apd/ differs from its commit" in capsys.readouterr().out
 
 
-def test_a_teacher_that_is_trained_travels_in_place_of_its_imagenet_weights(clone, monkeypatch):
+def test_a_teacher_travels_where_it_was_trained_on_the_files_that_travel(clone, monkeypatch):
     experiment = replace(tiny("apd"), data=CAMVID)
-    teacher = experiment.teacher_experiment()
-    train(teacher)
+    record = train(experiment.teacher_experiment())
+    folder = run_folder(record.experiment)
     monkeypatch.setitem(CAMPAIGNS, "toy", lambda: iter([experiment]))
     lease.pack("toy")
-    _, files = packed()
-    run = f"runs/{run_folder(teacher).name}"
-    assert {name for name in files if name.startswith(run)} == {run, f"{run}/record.json", f"{run}/weights.safetensors"}
-    assert read_record(Path("unpacked", run, "record.json")).experiment == teacher
-    assert "site" not in files
+    assert "runs" not in packed()[1], "of CamVid's PNG files, for which JPEG files travel"
+    content = record.content | {"device": record.content["device"] | {"type": "cuda"}}
+    (folder / "record.json").write_text(json.dumps(with_digest(content)))
+    lease.pack("toy")
+    run = f"runs/{folder.name}"
+    files = {name for name in packed()[1] if name.startswith("runs/")}
+    assert files == {run, f"{run}/record.json", f"{run}/weights.safetensors"}
+    assert read_record(Path("unpacked", run, "record.json")).experiment == record.experiment

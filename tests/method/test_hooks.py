@@ -243,6 +243,7 @@ def test_the_grid_follows_from_the_size_of_the_image_whether_sides_are_cut_or_pa
 def test_tokens_that_fill_no_grid_are_refused_with_the_way_out():
     for shape, prefix, message in (
         ((2, 97, 8), 1, "97 tokens, 96 after prefix_tokens=1: they fill no grid .* 1:1 of grid=N"),
+        ((2, 42, 8), 0, "they fill no grid .* 1:1 of grid=N"),  # of 6×7 or of 7×6
         ((2, 3, 8), 5, "-2 after prefix_tokens=5"),
         ((2, 8, 4, 4), 0, r"tokens is of shape \(2, 8, 4, 4\): expected a tensor \(batch, tokens, channels\)"),
     ):

@@ -98,7 +98,7 @@ def test_several_means_of_a_part_keep_their_own_counts_and_divide_by_1_where_tha
     for part in counts:
         with turns.computing():
             assert [global_count(torch.tensor(count)).item() for count in part] == [8, 2]
-    with pytest.raises(ZeroDivisionError), turns.counting():
+    with pytest.raises(ZeroDivisionError), AccumulatedCounts().counting():
         raise ZeroDivisionError
     assert global_count(torch.tensor(3)) == 3, "the rule outlived its context"
 
@@ -112,6 +112,8 @@ def test_a_mean_that_was_not_counted_or_not_computed_or_has_no_process_group_is_
         with pytest.raises(RuntimeError, match="this mean was not counted"):
             global_count(torch.tensor(1))
     with pytest.raises(RuntimeError, match="1 counted means were not computed"), turns.computing():
+        pass
+    with pytest.raises(RuntimeError, match="make an AccumulatedCounts for every batch"), turns.counting():
         pass
     with pytest.raises(ValueError, match="process group has not been initialized"), across_processes():
         pass

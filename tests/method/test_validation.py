@@ -9,6 +9,7 @@ from every_method import OF_LOGITS, every_method, make, random_batch, used
 from torch.nn import functional as F
 
 from apd import CIRKD, CWD, LSKD, APDLoss, FitNet, PixelKD, pixel_kd_loss, two_channel_logits
+from apd.perspective import valid_pixels
 from apd.validation import check_grids, values_unchecked
 
 
@@ -215,6 +216,8 @@ def test_an_ignore_index_that_is_a_class_is_refused_at_construction(build):
     for ignore_index, classes in ((255, 256), (0, 5), (4, 5)):
         with pytest.raises(ValueError, match=rf"ignore_index={ignore_index} is one of the classes 0\.\.{classes - 1} "):
             build(4, 4, classes, ignore_index=ignore_index, **small)
+        with pytest.raises(ValueError, match=rf"ignore_index={ignore_index} is one of the classes"):
+            valid_pixels(torch.zeros(1, 2, 2, dtype=torch.long), classes, ignore_index=ignore_index)
     for ignore_index, classes in ((255, 255), (-1, 300), (65535, 300)):
         build(4, 4, classes, ignore_index=ignore_index, **small)
 

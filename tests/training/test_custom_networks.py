@@ -50,6 +50,7 @@ def soft(classes): net = Own(classes); net.last = torch.nn.Sequential(net.last, 
 def nothing(num_classes): return None
 def broken(num_classes): raise KeyError(f"no weights for {num_classes}")
 def leaves(): raise SystemExit(3)
+def scaled(classes): net = Own(classes); net.image_mean = (124.0, 116.0, 104.0); return net
 def infinite(num_classes): return Own(num_classes, float("inf"))
 """
 OWN = {"features": "body", "logits": "last"}
@@ -201,6 +202,7 @@ BAD = {
     "NETS:Own pool last": ["features 'pool' are (1, 6, 1, 1)", "expected 2×2 or more"],
     "NETS:Own body body": ["logits 'body' have 6 channels: expected 10"],
     "NETS:four body last": ["logits 'last' have 4 channels: expected 10", "; build the network for so many"],
+    "NETS:scaled body last": ["image_mean = [124.0, 116.0, 104.0]", "divide by 255"],
     "NETS:infinite body last": ["all finite"],
     "NETS:unet encoder": ["'encoder' (TimmUniversalEncoder) returned a list"],
 }

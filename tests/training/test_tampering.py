@@ -107,6 +107,10 @@ def test_a_run_goes_on_with_the_teacher_and_the_settings_that_it_was_begun_with_
     shutil.copy(weights, file)
     content = train(experiment, on_step=lambda step: step == 6 and file.unlink()).content
     assert content["teacher"]["weights_sha256"] == train(of_teacher).content["weights_sha256"], "of what was loaded"
+    shutil.copy(weights, file)
+    assert train(experiment, on_step=pytest.fail).content == content
+    flip(file)
+    refused(lambda: train(experiment), CheckpointError, names=("another teacher than", "delete the folder, or keep"))
     gone = "no such file; restore it"
     changes = {flip: "is damaged or was replaced; restore it", Path.unlink: gone, os.mkfifo: gone}
     for change, said in changes.items():

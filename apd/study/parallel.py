@@ -27,6 +27,7 @@ from apd.training.run_log import NonFiniteLossError, StoppedError, StopRequest
 START = "spawn"  # a GPU's context does not survive a fork
 REPORT_SECONDS = 0.5  # a running worker reports its step no more often
 GRACE_SECONDS = 20.0  # from the deadline: a step, or the scoring of a run that has done its last one, takes less
+DISMISS_SECONDS = 5.0  # for a worker without a run to end, which its device can keep from it
 BUSY_SECONDS = 5.0  # a run that another process holds is asked for again after this
 MARGIN = 1.1  # on the time that a run is expected to take, for scoring and noise (own choice)
 
@@ -162,6 +163,8 @@ class SideBySide:
         """Let go of a worker that has ended or is about to."""
         self.workers.remove(worker)
         worker.pipe.close()
+        worker.process.join(DISMISS_SECONDS)
+        worker.process.kill()  # nothing where it has ended
         worker.process.join()
 
     def stop(self, seconds: float = GRACE_SECONDS) -> None:

@@ -1,6 +1,7 @@
 """One experiment in, one record out. A run lives in `runs/<name>-<fingerprint>/`, where it is found again."""
 
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -104,6 +105,7 @@ def train(
         origin = provenance(where, task.precision(where), ranks.size, task.libraries)
         options = dict(progress=progress, ranks=ranks, workers=workers, origin=origin, require_held=require_held)
         if where.type == "cuda":  # whose peak is to be this run's own
+            gc.collect()  # a step that is recorded as a graph holds itself, and the networks of the run before
             torch.cuda.reset_peak_memory_stats(where)
         run = Trainer(task, folder, splits, student, teacher, tensorboard=tensorboard, **options)
         run.execute(on_step)

@@ -27,7 +27,7 @@ from apd.training.detection import DetectionTask
 from apd.training.distributed import ALONE, Ranks, of_every_rank
 from apd.training.run_log import Board, LogLines, NonFiniteLossError, RunLog, StoppedError, StopRequest
 from apd.training.segmentation import SegmentationTask
-from apd.training.task import CapturedStep, build_optimisers, measure_teacher
+from apd.training.task import CapturedStep, build_optimisers, measure_teacher, values_of
 from apd.validation import values_unchecked
 
 CHECKPOINT_SECONDS = 60.0
@@ -160,7 +160,7 @@ class Trainer:
         hidden, on_val = not ranks.first or (None if self.progress is None else not self.progress), ""
         make = LogLines if self.progress == "lines" and not sys.stderr.isatty() else tqdm
         bar = make(total=training.iterations, initial=step, desc=self.experiment.name, disable=hidden)
-        pending: list[tuple[int, dict[str, float], dict[str, Tensor], Batch]] = []
+        pending: list[tuple[int, dict[str, float], Callable[[], dict[str, float]], Batch]] = []
 
         def available() -> Iterator[Batch]:
             try:
@@ -181,7 +181,7 @@ class Trainer:
                 taken = {"seconds": time.perf_counter() - tick}
                 if self.device.type == "cpu":
                     taken["core_seconds"] = time.process_time() - core_tick
-                pending.append((step, taken, terms, batch))
+                pending.append((step, taken, values_of(terms), batch))
                 step += 1
                 stopping, late = ranks.any(stop.requested, tick - saved_at > CHECKPOINT_SECONDS)
                 ended = step == training.iterations
@@ -235,9 +235,9 @@ class Trainer:
                 if "base_rate" in group:
                     group["lr"] = group["base_rate"] * factors[name]
 
-    def _note(self, step: int, taken: dict[str, float], terms: dict[str, Tensor], batch: Batch) -> float:
+    def _note(self, step: int, taken: dict[str, float], terms: Callable[[], dict[str, float]], batch: Batch) -> float:
         """Log the terms of a step, and return its loss; stop the run if one of them is not a finite number."""
-        values = dict(zip(terms, torch.stack([t.float() for t in terms.values()]).tolist(), strict=True))
+        values = terms()
         wrong = [f"{name} = {value}" for name, value in values.items() if value - value != 0]  # inf - inf, nan: not 0
         if wrong:
             number = "" if self.ranks.first else f"-rank{self.ranks.rank}"  # each rank has a part of the batch

@@ -146,10 +146,9 @@ class APDLoss(nn.Module):
         check_positive("scale", scale, most=STEEPEST)
         check_positive("temperature", temperature, least=COLDEST)
         if width is None and student_channels != teacher_channels:
-            raise ValueError(
-                f"width=None needs equal channels, got student_channels={student_channels} and "
-                f"teacher_channels={teacher_channels}: give a width, so that heads project both to it"
-            )
+            got = f"student_channels={student_channels} and teacher_channels={teacher_channels}"
+            fix = "give a width, so that heads project both to it"
+            raise ValueError(f"width=None needs equal channels, got {got}: {fix}")
         self.weights = checked_weights({} if weights is None else weights, has_heads=width is not None)
         self.student_head = nn.Identity() if width is None else ProjectionHead(student_channels, width)
         self.teacher_head = nn.Identity() if width is None else ProjectionHead(teacher_channels, width)

@@ -104,10 +104,8 @@ class FeatureTap:
             near = difflib.get_close_matches(path, names, n=5, cutoff=0.3) or names[:5]
             raise ValueError(f"{type(model).__name__} has no module {path!r}: the nearest names are {near}")
         if isinstance(modules[path], torch.jit.ScriptModule):
-            raise TypeError(
-                f"{path!r} is TorchScript, which runs outside Python, where nothing sees its output: tap the model "
-                "that was traced or scripted, or let it return its features"
-            )
+            fix = "tap the model that was traced or scripted, or let it return its features"
+            raise TypeError(f"{path!r} is TorchScript, which runs outside Python, where nothing sees its output: {fix}")
         if prefix_tokens:
             check_count("prefix_tokens", prefix_tokens)
         self.path, self.grid = path, grid
@@ -145,15 +143,11 @@ class FeatureTap:
         """The module's output in the last forward pass, with its graph; ``RuntimeError`` where there is none."""
         if self._features is None:
             state = "the tap is closed: open it" if self._tapped is None else "call the model inside the block first"
-            raise RuntimeError(
-                f"{self.path!r} has not run: {state}. A module that the model contains and never calls, as in an "
-                "exported or fused model, has no output: tap the model that it was made from"
-            )
+            why = "A module that the model contains and never calls, as in an exported or fused model, has no output"
+            raise RuntimeError(f"{self.path!r} has not run: {state}. {why}: tap the model that it was made from")
         if self._version is not None and self._features._version != self._version:
-            raise RuntimeError(
-                f"the output of {self.path!r} was changed in place after it was returned: "
-                "tap the module that changes it, or construct that one with inplace=False"
-            )
+            fix = "tap the module that changes it, or construct that one with inplace=False"
+            raise RuntimeError(f"the output of {self.path!r} was changed in place after it was returned: {fix}")
         if self.prefix_tokens is None:
             return self._features
         return tokens_to_map(self._features, self.grid, prefix_tokens=self.prefix_tokens)
@@ -168,10 +162,8 @@ class FeatureTap:
         if not compiling and torch._C._current_graph_task_id() != -1:
             return  # a backward pass: checkpointing computes again
         if not isinstance(output, Tensor):
-            raise TypeError(
-                f"{self.path!r} ({type(self._module).__name__}) returned a {type(output).__name__}: "
-                "tap a module inside it that returns one tensor"
-            )
+            found = f"{self.path!r} ({type(self._module).__name__}) returned a {type(output).__name__}"
+            raise TypeError(f"{found}: tap a module inside it that returns one tensor")
         if compiling:  # a version cannot be read there, so what changes the output in place changes another tensor
             self._features, self._version = output.clone(), None
             return

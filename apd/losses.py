@@ -215,10 +215,8 @@ def checked_weights(given: Mapping[str, float], *, has_heads: bool) -> dict[str,
             raise ValueError(f"weights has no term {shown(name)}: expected {', '.join(DEFAULT_WEIGHTS)}{hint}")
         check_positive(f"weights[{name!r}]", value, or_zero=True)
     if not has_heads and given.get("regularisation"):
-        raise ValueError(
-            f"weights['regularisation']={given['regularisation']} with width=None: this term trains the teacher's "
-            "head and there is none; give a width, or weight 0"
-        )
+        why = "this term trains the teacher's head and there is none; give a width, or weight 0"
+        raise ValueError(f"weights['regularisation']={given['regularisation']} with width=None: {why}")
     defaults = DEFAULT_WEIGHTS if has_heads else DEFAULT_WEIGHTS | {"regularisation": 0.0}
     weights = {name: float(given.get(name, default)) for name, default in defaults.items()}
     if not any(weights.values()):

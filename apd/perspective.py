@@ -174,10 +174,8 @@ def observe(
     check_choice("absent", absent, ("mask", "zero"))
     batch, width = features_BDhw.shape[:2]
     if prototypes_BKD.ndim != 3 or (prototypes_BKD.shape[0], prototypes_BKD.shape[2]) != (batch, width):
-        raise ValueError(
-            f"prototypes has shape {tuple(prototypes_BKD.shape)}: expected ({batch}, classes, {width}), "
-            f"to match features of shape {tuple(features_BDhw.shape)}"
-        )
+        expected = f"({batch}, classes, {width}), to match features of shape {tuple(features_BDhw.shape)}"
+        raise ValueError(f"prototypes has shape {tuple(prototypes_BKD.shape)}: expected {expected}")
     check_present(present_BK, prototypes_BKD.shape[:2])
     features_BDN = features_BDhw.flatten(2)
     cosines_BKN = (prototypes_BKD @ features_BDN) * inverse_length(features_BDN, dim=1)

@@ -57,10 +57,9 @@ def check_ignore_index(ignore_index: int, num_classes: int = 0) -> int:
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index={shown(ignore_index)}: expected an integer of 64 bits")
     if 0 <= ignore_index < num_classes:
-        raise ValueError(
-            f"ignore_index={ignore_index} is one of the classes 0..{num_classes - 1} (num_classes={num_classes}), "
-            "which would count nowhere; choose a label that is none, such as -1, and give it to the pixels to ignore"
-        )
+        wrong = f"ignore_index={ignore_index} is one of the classes 0..{num_classes - 1} (num_classes={num_classes})"
+        fix = "choose a label that is none, such as -1, and give it to the pixels to ignore"
+        raise ValueError(f"{wrong}, which would count nowhere; {fix}")
     return int(ignore_index)
 
 
@@ -83,9 +82,8 @@ def check_labels(labels_BHW: Tensor, batch: int) -> None:
         raise TypeError(f"labels is a {type(labels_BHW).__name__}: expected an integer tensor (batch, height, width)")
     if labels_BHW.ndim != 3 or 0 in labels_BHW.shape:
         hint = "; use labels.squeeze(1)" if labels_BHW.ndim == 4 and labels_BHW.shape[1] == 1 else ""
-        raise ValueError(
-            f"labels has shape {tuple(labels_BHW.shape)}: expected three non-empty axes (batch, height, width){hint}"
-        )
+        expected = f"three non-empty axes (batch, height, width){hint}"
+        raise ValueError(f"labels has shape {tuple(labels_BHW.shape)}: expected {expected}")
     if labels_BHW.is_floating_point() or labels_BHW.is_complex() or labels_BHW.dtype == torch.bool:
         raise TypeError(f"labels has dtype {labels_BHW.dtype}: expected class indices as uint8 or a signed integer")
     if labels_BHW.shape[0] != batch:
@@ -139,10 +137,8 @@ def check_grids(values: Mapping[str, Tensor]) -> None:
             axes = "(batch, height, width)" if second_name == "labels" else "(batch, channels, height, width)"
             whose = second_name if second_name == "labels" else f"{first_name} or {second_name}"
             fix = f"they fit once the last two axes of {whose} are swapped, by .mT: expected {axes}"
-        raise ValueError(
-            f"{first_name} is {h} x {w} (height x width) but {second_name} is {H} x {W}: their aspect ratios "
-            f"contradict each other; {fix}"
-        )
+        grids = f"{first_name} is {h} x {w} (height x width) but {second_name} is {H} x {W}"
+        raise ValueError(f"{grids}: their aspect ratios contradict each other; {fix}")
 
 
 def check_trained(module: nn.Module, name: str, value: Tensor) -> None:
@@ -270,10 +266,8 @@ def check_maps(module: nn.Module | None, maps: Maps) -> None:
                 hint = f"; {BINARY}"
             elif value.shape[3] == expected:
                 hint = f"; its last axis is {expected}: with channels in the last axis use .permute(0, 3, 1, 2)"
-            raise ValueError(
-                f"{name} has {value.shape[1]} channels (shape {tuple(value.shape)}): "
-                f"expected {expected}, the {attribute} given at construction{hint}"
-            )
+            found = f"{name} has {value.shape[1]} channels (shape {tuple(value.shape)})"
+            raise ValueError(f"{found}: expected {expected}, the {attribute} given at construction{hint}")
         batch = batch or value.shape[0]
         if value.shape[0] != batch:
             raise ValueError(

@@ -168,15 +168,10 @@ def train(arguments: list[str], sentence: str) -> int:
             if given := only(arguments, (f"--{owner}.iterations",)):
                 raise UsageError(f"{' '.join(epochs + given)}: each says how long to train; leave one of them out")
             arguments = [*arguments, f"--{owner}.iterations={TrainingConfig.iterations}"]
-    chosen = parse(
-        _Train,
-        arguments,
-        default=_Train(experiment=start, size=base.size, method=base.method),
-        prog="apd train",
-        description="Train one experiment and print where its record lies. `apd train NAME` starts from the recipe of "
-        "that name, which `apd recipes` lists; every field below can be changed.",
-        config=(AvoidSubcommands,),
-    )
+    about = "Train one experiment and print where its record lies. `apd train NAME` starts from the recipe of that "
+    about += "name, which `apd recipes` lists; every field below can be changed."
+    how = dict(prog="apd train", description=about, config=(AvoidSubcommands,))
+    chosen = parse(_Train, arguments, default=_Train(experiment=start, size=base.size, method=base.method), **how)
     experiment, device = runs.in_steps(chosen.experiment), chosen.device or None
     if experiment.name == start.name:
         label = f"{base.size}-{base.method}" if own is None else start.name.rpartition("-seed")[0]

@@ -69,8 +69,8 @@ def step_cost(experiment: Experiment, num_classes: int) -> StepCost:
     passes = _detection_passes if experiment.task == "detection" else _segmentation_passes
     size, infer, learn, teach, loss = passes(experiment, student)
     with FakeTensorMode(), values_unchecked():  # fake tensors have no values
-        for module in (*networks, distillers):
-            _give_fake_tensors(module)
+        for module in (*networks, distillers):  # not by `to`, which the mode refuses
+            module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=FAKE_DEVICE))
         images = torch.empty(IMAGES, 3, *size, device=FAKE_DEVICE)
         costs = []
         for network in networks:
@@ -95,16 +95,6 @@ def step_cost(experiment: Experiment, num_classes: int) -> StepCost:
         fixed_bytes=_fixed_bytes(student, teacher, distillers, experiment.training.optimiser),
         bytes_per_image=kept_bytes // IMAGES,
     )
-
-
-def _give_fake_tensors(network: nn.Module) -> None:
-    """Put a fake tensor in the place of each parameter and buffer; the mode refuses `Module.to`."""
-    for module in network.modules():
-        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=FAKE_DEVICE)
-            if isinstance(tensor, nn.Parameter):
-                fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-            setattr(module, name, fake)
 
 
 def _fixed_bytes(student: nn.Module, teacher: nn.Module | None, distillers: nn.ModuleList, optimiser: str) -> int:

@@ -95,31 +95,25 @@ def as_target(sample: InstanceSample) -> dict[str, Tensor]:
     return target
 
 
-class Noise:
+class Noise(list):
     """One image of noise, of `size` (H, W), for measuring: labels in an 8×8 grid or, by its spec, eight objects."""
 
     def __init__(self, spec: DatasetSpec | InstanceSpec, size: tuple[int, int], *, masks: bool = True) -> None:
-        self.spec, self._size, self._masks = spec, size, masks
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> Sample | InstanceSample:
-        """The image, the same every time."""
-        random, (height, width) = torch.Generator().manual_seed(0), self._size
+        self.spec, (height, width), random = spec, size, torch.Generator().manual_seed(0)
         image_3HW = torch.randint(256, (3, height, width), generator=random, dtype=torch.uint8)
-        if isinstance(self.spec, DatasetSpec):
-            grid = torch.randint(self.spec.num_classes, (8, 8), generator=random, dtype=torch.uint8)
-            rows, columns = (torch.arange(side) * 8 // side for side in self._size)
-            return Sample(image_3HW, grid[rows][:, columns].contiguous(), "noise")
+        if isinstance(spec, DatasetSpec):
+            grid = torch.randint(spec.num_classes, (8, 8), generator=random, dtype=torch.uint8)
+            rows, columns = (torch.arange(side) * 8 // side for side in size)
+            self.append(Sample(image_3HW, grid[rows][:, columns].contiguous(), "noise"))
+            return
         tall, wide = height // 2, width // 4
         boxes = [(x, y, x + wide, y + tall) for y in (0, tall) for x in range(0, 4 * wide, wide)]
         y_HW, x_HW = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        masks = [(x0 <= x_HW) & (x_HW < x1) & (y0 <= y_HW) & (y_HW < y1) for x0, y0, x1, y1 in boxes]
-        labels_N = torch.randint(self.spec.num_classes, (8,), generator=random)
+        shapes = [(x0 <= x_HW) & (x_HW < x1) & (y0 <= y_HW) & (y_HW < y1) for x0, y0, x1, y1 in boxes]
+        labels_N = torch.randint(spec.num_classes, (8,), generator=random)
         crowd_N, areas_N = torch.zeros(8, dtype=torch.bool), torch.full((8,), float(tall * wide))
-        objects = torch.tensor(boxes).float(), labels_N, torch.stack(masks) if self._masks else None, crowd_N, areas_N
-        return InstanceSample(image_3HW, *objects, "noise")
+        objects = torch.tensor(boxes).float(), labels_N, torch.stack(shapes) if masks else None, crowd_N, areas_N
+        self.append(InstanceSample(image_3HW, *objects, "noise"))
 
 
 class DetectionExtraMissing(ExperimentError, ImportError):

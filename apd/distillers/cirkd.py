@@ -16,11 +16,6 @@ from apd.losses import divergence, masked_mean
 from apd.perspective import class_prototypes, full_precision, inverse_length
 
 
-def pooling_window(size: tuple[int, int], most: int) -> int:
-    """Side of the smallest square window that leaves at most ``most`` cells of a grid of that size."""
-    return next(window for window in count(1) if -(-size[0] // window) * -(-size[1] // window) <= most)
-
-
 @full_precision
 def cross_image_loss(
     student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor, *, temperature: float, most_pixels: int
@@ -30,7 +25,8 @@ def cross_image_loss(
     Similarities are cosines / T under a softmax over the second image's pixels. The maps are averaged down to at most
     ``most_pixels`` cells an image, over valid pixels. Memory: about five (B, M, B, M) maps.
     """
-    window = pooling_window((student_BChw.shape[2], student_BChw.shape[3]), most_pixels)
+    h, w = student_BChw.shape[2:]
+    window = next(side for side in count(1) if -(-h // side) * -(-w // side) <= most_pixels)
     weight_B1hw = valid_Bhw[:, None].to(student_BChw.dtype)
     valid_BM = F.avg_pool2d(weight_B1hw, window, ceil_mode=True).flatten(1) > 0
 

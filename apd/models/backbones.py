@@ -161,10 +161,8 @@ def create_backbone(
             what = f"backbone: timm cannot build {structure!r} for feature maps at output stride {output_stride}"
             raise ValueError(f"{what} ({reason}); {_SUITABLE}") from error
         _check_stride(network, name, output_stride)  # before any download
-        if weights == "torchvision":
-            pretrained.load_torchvision_weights(network, name)
-        elif weights == "imagenet" and offline:
-            pretrained.load_offline_weights(network, name)
+        if weights == "torchvision" or (weights == "imagenet" and offline):
+            pretrained.fill_from_classifier(network, name, weights)
         elif weights == "imagenet":
             network = pretrained.create_with_timm_weights(structure, **arguments)
         if offline:

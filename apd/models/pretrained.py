@@ -182,12 +182,6 @@ def offline_file(name: str) -> Path:
     return path
 
 
-def load_offline_weights(network: nn.Module, name: str) -> None:
-    """Fill timm's feature network with the offline ImageNet weights of backbone `name`; a RuntimeError if it cannot."""
-    checkpoint = torch.load(offline_file(name), map_location="cpu", weights_only=True)
-    network.load_state_dict(classifier_tensors(checkpoint, network), strict=True)
-
-
 def hub_tensors(entry: Any, what: str) -> Mapping[str, Tensor]:
     """torchvision's tensors, downloaded, or from torch's cache, whose files torch itself does not check again."""
     name = entry.url.rpartition("/")[2]
@@ -203,14 +197,17 @@ def hub_tensors(entry: Any, what: str) -> Mapping[str, Tensor]:
         raise RuntimeError(f"{what}: {tried}. Its place is {cached}. {_ADVICE}") from error
 
 
-def load_torchvision_weights(network: nn.Module, name: str) -> None:
-    """Fill timm's feature network with torchvision's ImageNet weights, downloaded once or from the local cache."""
+def fill_from_classifier(network: nn.Module, name: str, weights: str) -> None:
+    """Fill timm's feature network: "imagenet" of the offline package, or "torchvision", downloaded once or cached."""
     from torchvision.models import get_weight
 
-    if name not in TORCHVISION_WEIGHTS:
+    if weights == "imagenet":
+        tensors = torch.load(offline_file(name), map_location="cpu", weights_only=True)
+    elif name in TORCHVISION_WEIGHTS:
+        tensors = hub_tensors(get_weight(TORCHVISION_WEIGHTS[name]), f"weights='torchvision' for backbone {name!r}")
+    else:
         known = f"one of {', '.join(TORCHVISION_WEIGHTS)}; 'imagenet' takes an offline package's weights or timm's"
         raise ValueError(f"weights: got 'torchvision' for backbone {name!r}, expected {known}")
-    tensors = hub_tensors(get_weight(TORCHVISION_WEIGHTS[name]), f"weights='torchvision' for backbone {name!r}")
     network.load_state_dict(classifier_tensors(tensors, network), strict=True)
 
 

@@ -22,9 +22,9 @@ BEST_OTHER_METHODS = ("i2ckd", "dist", "cwd")
 """The three best on val of the scenes, mean over seeds, each at the best of its weights (a test holds it)."""
 
 
-def _tried(experiment: Experiment, learning_rate: float, name: str, **changes: object) -> Experiment:
+def _tried(experiment: Experiment, learning_rate: float, name: str, end: str = "", **changes: object) -> Experiment:
     training = replace(experiment.training, learning_rate=learning_rate)
-    return replace(experiment, training=training, name=f"{name}-rate{learning_rate:g}", **changes)
+    return replace(experiment, training=training, name=f"{name}-rate{learning_rate:g}{end}", **changes)
 
 
 def _methods(size: Size, seeds: int) -> Iterator[Experiment]:
@@ -110,11 +110,7 @@ def _scenes_pairs_tuning() -> Iterator[Experiment]:
 
 def _camvid_small_rates() -> Iterator[Experiment]:
     for tried, method in product(TRIED_SMALL_LEARNING_RATES[::-1], TUNED_METHODS):
-        yield _seed0(_tried(recipe("small", method), tried, method))
-
-
-def _seed0(experiment: Experiment, **changes: object) -> Experiment:
-    return replace(experiment, name=f"{experiment.name}-seed0", **changes)
+        yield _tried(recipe("small", method), tried, method, "-seed0")
 
 
 def _camvid_small_variants(variants: Callable[[], Iterable[ablations.Variant]]) -> Iterator[Experiment]:
@@ -167,8 +163,8 @@ def _facade_learning_rates() -> Iterator[Experiment]:
     """Trials beside the runs of seed 0 in `facade-small`, which are at the learning rates chosen."""
     for tried, method in product(TRIED_LEARNING_RATES, TUNED_METHODS):
         if tried != known.LEARNING_RATES[method]:
-            experiment = _tried(recipe("facade-small", method), tried, method)
-            yield _seed0(experiment, teacher=None if method == "student" else experiment.teacher)
+            alone = {"teacher": None} if method == "student" else {}
+            yield _tried(recipe("facade-small", method), tried, method, "-seed0", **alone)
 
 
 def _facade_pairs() -> Iterator[Experiment]:
@@ -211,7 +207,7 @@ def _scenes_detection_tuning() -> Iterator[Experiment]:
     for tried in published.TRIED_TEACHER_LEARNING_RATES:
         yield _tried(student.teacher_experiment(), tried, "teacher")
     for tried, method in product(published.TRIED_STUDENT_LEARNING_RATES, published.LEARNING_RATE_METHODS):
-        yield _seed0(_tried(student, tried, method, distillers=published.distillers_on_scenes(method, 1.0)))
+        yield _tried(student, tried, method, "-seed0", distillers=published.distillers_on_scenes(method, 1.0))
     for factor, method in product(published.DETECTION_FACTORS, published.UNTUNED):
         run_above = factor == 1 and method in published.LEARNING_RATE_METHODS
         if method != "student" and not run_above:

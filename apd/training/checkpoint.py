@@ -78,12 +78,6 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write a state dict as safetensors, atomically. CheckpointError when the disk refuses it."""
-    with replacing(path, ", then start the same command again") as own:
-        save_tensors(weights, own)
-
-
 def save_tensors(tensors: dict[str, Tensor], path: Path, **options: Any) -> None:
     """Write tensors as safetensors, onto the disk and with the mode that the user's umask gives."""
     path.unlink(missing_ok=True)

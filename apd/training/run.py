@@ -18,7 +18,7 @@ from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint, to_dict
 from apd.data.census import Census
 from apd.models.checkpoints import load_weights
-from apd.training.checkpoint import CheckpointError, load_newest, save_weights, sha256_of
+from apd.training.checkpoint import CheckpointError, load_newest, replacing, save_tensors, sha256_of
 from apd.training.detection import DetectionTask
 from apd.training.distributed import choose_device, join, lost_rank_errors, of_every_rank
 from apd.training.record import Record, provenance, read_record, repository
@@ -230,7 +230,8 @@ def _finish(run: Trainer) -> Record:
     def write() -> Record:
         run.require_held()
         weights = run.folder / "weights.safetensors"
-        save_weights(weights, run.evaluated.state_dict())
+        with replacing(weights, ", then start the same command again") as own:
+            save_tensors(run.evaluated.state_dict(), own)
         content = {
             "schema": SCHEMA,
             "experiment": to_dict(experiment),

@@ -60,7 +60,7 @@ LITE = "efficientnet_lite0"
 )
 def test_the_loaded_network_computes_what_the_checkpoint_says(name, size):
     network = timm.create_model(f"tf_{name}", features_only=True, out_indices=(-2, -1)).eval()
-    pretrained.load_offline_weights(network, name)
+    pretrained.fill_from_classifier(network, name, "imagenet")
     blots = torch.rand(1, 3, 6, 9, generator=torch.Generator().manual_seed(0))
     images = (F.interpolate(blots, size=size, mode="bilinear") * 2 - 1).double()
     checkpoint = torch.load(pretrained.offline_file(name), map_location="cpu", weights_only=True)

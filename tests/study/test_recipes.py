@@ -20,7 +20,7 @@ from apd.study import published_recipes as published
 from apd.study import recipes as study
 from apd.study.published_recipes import CLASSES_SEEN, PAPER_METHODS, PUBLISHED, PaperSize, leaves, paper_recipe
 from apd.study.recipes import METHODS, REAL_SIZES, Size, all_recipes, methods_of, recipe, value_sources
-from apd.training.checkpoint import save_weights
+from apd.training.checkpoint import save_tensors
 from apd.training.run import run_folder, train
 from apd.training.segmentation import build_network
 
@@ -119,7 +119,7 @@ def test_two_steps_of_the_recipe_are_made_on_the_converted_data(size, place, run
     start = recipe(size, "apd")
     small = replace(start.teacher.network, backbone="resnet18_deep", weights="none")
     classes, file = spec_of(start.data).num_classes, tmp_path / "teacher.safetensors"
-    save_weights(file, build_network(small, classes, torch.device("cpu"), seed=0).state_dict())
+    save_tensors(build_network(small, classes, torch.device("cpu"), seed=0).state_dict(), file)
     experiment = replace(
         start,
         data=replace(start.data, crop_height=CROP, crop_width=CROP, long_side=48),

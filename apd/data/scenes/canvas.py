@@ -110,7 +110,8 @@ class Canvas:
                     left = edge if (edge := slope * y + start) > left else left
                 for slope, start in rights:
                     right = edge if (edge := slope * y + start) < right else right
-                self._row(part, i, left, right)
+                # as `cells`, but a slice may run past the end by itself
+                self.parts_HW[i, max(0, ceil(left - 0.5)) : max(0, ceil(right - 0.5))] = part
             return
         rows = self.rows[y0:y1]
         left_H, right_H = (rows * lines[0][0] + lines[0][1] for lines in (lefts, rights))
@@ -120,13 +121,6 @@ class Canvas:
             np.minimum(right_H, rows * slope + start, out=right_H)
         self.rows_between(part, y0, left_H, right_H)
 
-    def _row(self, part: int, row: int, left: float, right: float) -> None:
-        # As `cells`, but a slice may run past the end by itself.
-        x0 = ceil(left - 0.5) if left > 0.5 else 0
-        x1 = ceil(right - 0.5)
-        if x0 < x1:
-            self.parts_HW[row, x0:x1] = part
-
     def ellipse(self, part: int, x: float, y: float, across: float, down: float) -> None:
         """Fill an upright ellipse with centre (x, y) and radii `across` and `down`."""
         y0, y1 = cells(y - down, y + down, self.height)
@@ -135,7 +129,7 @@ class Canvas:
             return
         for i in range(y0, y1):
             reach = across * sqrt(max(0.0, 1.0 - ((i + 0.5 - y) / down) ** 2))
-            self._row(part, i, x - reach, x + reach)
+            self.parts_HW[i, max(0, ceil(x - reach - 0.5)) : max(0, ceil(x + reach - 0.5))] = part
 
     def ellipses(self, part: int, shapes: Sequence[tuple[float, float, float, float]], below: float = np.inf) -> None:
         """Fill the union of upright ellipses (x, y, across, down), above the row `below` only."""

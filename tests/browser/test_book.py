@@ -1,4 +1,4 @@
-"""What a reader meets: pages that load nothing from elsewhere, links, both modes, a phone, figures to point at."""
+"""What a reader meets: light pages, nothing from elsewhere, links, both modes, a phone, paper, figures to point at."""
 
 import re
 from functools import cache
@@ -105,12 +105,8 @@ def figure_of(page, kind):
     return found
 
 
-def test_every_interactive_figure_has_come_to_life(chapter):
-    assert chapter.locator(".apd-live").count() >= 1
+def test_every_interactive_figure_is_alive_and_a_cell_is_framed_in_every_image_and_named_by_every_view(chapter):
     assert chapter.locator(".apd-live:not([data-live])").count() == 0
-
-
-def test_a_cell_is_framed_in_every_image_and_named_by_every_view(chapter):
     figure = figure_of(chapter, "cells")
     image = figure.locator("img").nth(4).bounding_box()
     chapter.mouse.move(image["x"] + 0.3 * image["width"], image["y"] + 0.6 * image["height"])
@@ -135,3 +131,29 @@ def test_a_thumb_can_read_a_cell(opened):
         figure.locator("img").first.tap()
         assert figure.locator(".apd-said").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= phone["width"]
+
+
+def test_a_page_without_interactive_figures_is_light(name, book):
+    page = book / name
+    text = page.read_text()
+    parts = re.findall(r"<(?:script|link|img)[^>]*?(?:src|href)=\"([^\"#?:]+\.(?:js|css|svg|png|jpg))[\"?]", text)
+    weight = page.stat().st_size + sum((page.parent / part).stat().st_size for part in set(parts))
+    assert weight < (4e6 if 'class="apd-live"' in text else 1.5e6)
+    assert not re.search("mathjax|fontawesome[.]js", "".join(parts))
+
+
+PAPER = {"width": 688, "height": 1017}  # A4 without its margins
+
+
+@pytest.mark.parametrize("where", ["notebooks/04_ablations.html", "notebooks/05_rivals.html", "reproduce_paper.html"])
+def test_every_column_fits_on_paper_and_what_is_folded_is_open_but_code(opened, where):
+    with opened(where, viewport=PAPER, color_scheme="dark") as page:
+        page.emulate_media(media="print")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        right = page.eval_on_selector_all("article table", "all => all.map(e => e.getBoundingClientRect().right)")
+        assert right
+        assert max(right) <= PAPER["width"] + 1
+        assert page.locator("article details:not([open])").count() == 0
+        assert page.evaluate("document.documentElement.dataset.theme") == "light"
+        assert not page.locator(".bd-sidebar-primary").is_visible()
+        assert not page.locator(".cell.tag_hide-input > details").first.is_visible()

@@ -6,11 +6,10 @@ import slow_reference as slow
 import torch
 from torch.utils._pytree import tree_map_only
 
-from apd import PixelKD
 from apd.distillers import on_detectors
 from apd.distillers.apd import RoIAPD, dense_apd
 from apd.distillers.base import LEVELS, DetectorPair, DetectorView
-from apd.distillers.on_detectors import OnPyramid, OnRoIs, ReviewKD, pyramid_matching, roi_dkd, roi_kd
+from apd.distillers.on_detectors import ReviewKD, pyramid_matching, roi_dkd, roi_kd
 
 GRIDS = dict(zip(LEVELS, [(12, 16), (6, 8), (3, 4), (2, 2), (1, 1)], strict=True))
 CLASSES = 3
@@ -164,23 +163,6 @@ def test_half_precision_is_computed_in_single(name):
     assert half.dtype == torch.float32
     # a network of convolutions, ReviewKD's, may run in half precision, the comparison of its maps may not
     torch.testing.assert_close(half, exact, rtol=2e-2 if name == "review_kd" else 1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: OnRoIs(PixelKD()), "PixelKD has ignore_index=255: construct it with ignore_index=-1"),
-        (lambda: OnPyramid(lambda: None, levels=("1", "1")), "levels=.* each once"),
-        (lambda: OnPyramid(lambda: None, levels=("1",), labels="boxes"), "labels='boxes': expected one of 'classes'"),
-        (lambda: dense_apd(5, 6, 3, weights={"pixel_kd": 1.0}), r"a pyramid has no logits; add roi_kd\(\)"),
-        (lambda: RoIAPD(5, 6, 3, width=None), "width=None needs equal channels, got student_channels=5"),
-        (lambda: ReviewKD(5, 6, levels=("1", "0")), r"levels = \('1', '0'\): expected some of .* in this order"),
-        (lambda: ReviewKD(5, 6, width=10**9), "width = 1000000000: expected at most 16384"),
-    ],
-)
-def test_wrong_settings_are_named(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
 
 
 @every_method

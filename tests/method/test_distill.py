@@ -201,13 +201,6 @@ CASES = {case["case"]: case for case in json.loads((GOLDEN / "expected.json").re
 EXACT = {"rel": 1e-9, "abs": 0.0}  # float64; the promise is 1e-5
 
 
-def arrays(case):
-    """Keyword arguments of a distiller call, in float64, with gradients wanted everywhere."""
-    stored = np.load(GOLDEN / f"{case}.npz")
-    maps = {name: torch.from_numpy(stored[name]).double().requires_grad_() for name in stored if name != "labels"}
-    return maps | {"labels": torch.from_numpy(stored["labels"])}
-
-
 def released(case):
     """The released settings, with heads that return their input beside zeros, since relu(x) - relu(-x) = x."""
     channels = case["channels"]
@@ -224,7 +217,9 @@ def released(case):
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_terms_and_norms_of_gradients_are_the_released_ones(case):
-    module, inputs, projected = released(case), arrays(case["case"]), []
+    stored, module, projected = np.load(GOLDEN / f"{case['case']}.npz"), released(case), []
+    inputs = {name: torch.from_numpy(stored[name]).double().requires_grad_() for name in stored if name != "labels"}
+    inputs["labels"] = torch.from_numpy(stored["labels"])
     # APDLoss detaches the teacher's features, so the gradient is read where they leave the teacher's head.
     module.teacher_head.register_forward_hook(lambda *arguments: projected.append(arguments[-1]))
     regularisation, alignment, observation, pixel_kd, loss = module(**inputs).values()

@@ -68,7 +68,8 @@ def test_the_distance_and_the_cosines_are_the_formula_written_out(seed):
     assert equal.distance_B.tolist() == [1.0]
 
 
-def made_up_views(seed=0):
+@pytest.mark.parametrize("seed", range(3))
+def test_views_are_compared_cell_by_cell_over_present_classes(seed):
     generator = torch.Generator().manual_seed(seed)
     own_BKhw, shared_BKhw = (3 * torch.randn(3, 4, 2, 5, generator=generator) for _ in range(2))
     labels_Bhw = torch.randint(0, 4, (3, 2, 5), generator=generator)
@@ -77,12 +78,6 @@ def made_up_views(seed=0):
     labels_Bhw[2] = 255
     _, present_BK = class_prototypes(own_BKhw, labels_Bhw, 4)
     present_BK[2] = True
-    return own_BKhw, shared_BKhw, present_BK, labels_Bhw
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_views_are_compared_cell_by_cell_over_present_classes(seed):
-    own_BKhw, shared_BKhw, present_BK, labels_Bhw = made_up_views(seed)
     found = compare_views(own_BKhw, shared_BKhw, present_BK, labels_Bhw)
     for b in range(2):
         here_k, valid_hw = present_BK[b].nonzero().flatten().numpy(), (labels_Bhw[b] != 255).numpy()

@@ -243,7 +243,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "camvid-pairs": _camvid_pairs,
     "facade-tuning": _facade_tuning,
     "facade-learning-rates": _facade_learning_rates,
-    "facade-small": partial(_methods, "facade-small", seeds=5),
+    "facade-small": partial(_methods, "facade-small", seeds=3),
     "facade-pairs": _facade_pairs,
     "facade-few-labels": _facade_few_labels,
     "camvid-pretrained": partial(_methods, "camvid-small", seeds=3),

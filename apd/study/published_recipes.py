@@ -165,7 +165,7 @@ DETECTION_FACTORS = (0.01, 0.1, 1.0, 10.0)
 """What every method's weights are multiplied with in its trials; one more than in segmentation, since the published
 weights of losses on a pyramid's features ruin these students."""
 BEST_FACTORS = {"pyramid_matching": 0.01, "review_kd": 0.01, "roi_apd": 0.1, "dense_apd": 0.1}
-BEST_OTHER_DETECTION_METHOD = "roi_dkd"  # The one that scores best on val with the first seed; APD is added to it.
+BEST_OTHER_DETECTION_METHOD = "roi_dkd"  # Best on val with the first seed but for APD and its KD; APD is added to it.
 TEACHER_LEARNING_RATE = 1e-3
 TRIED_TEACHER_LEARNING_RATES = (1e-3, 2e-3)
 STUDENT_LEARNING_RATE = 2e-3  # One for all methods: the best of those tried by the mean of three of them.

@@ -29,6 +29,12 @@ def runs(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def own_runs(runs, monkeypatch):
+    """No data folder, and a folder of runs of the test's own."""
+    monkeypatch.delenv("APD_DATA", raising=False)
+
+
+@pytest.fixture
 def tiny_recipes(runs, monkeypatch):
     """A folder of its own for runs, and the tiny experiments of these tests in the place of the recipes."""
     from small_experiments import tiny

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +17,7 @@ from apd.cli.app import parse
 from apd.config.datasets import meaning_of, spec_of, what_changed
 from apd.config.experiment import Experiment
 from apd.config.inference_options import InferenceOptions, require_sides, require_split_sides
-from apd.data.coco import coco_spec
+from apd.data.coco import coco_image_ids, coco_spec
 from apd.data.images import DataError, LongSide, MissingData
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.scenes import OBJECTS
@@ -161,13 +162,17 @@ def predict(arguments: list[str], sentence: str) -> int:
         failed.append(error)
         bar.write(f"apd: {error}", file=sys.stderr)
 
-    spec = _spec_or_names(record)
+    spec, known = _spec_or_names(record), {}
+    if detection and data.name != "scenes":
+        with suppress(MissingData):
+            known = coco_image_ids(data.folder, data.val_part, annotations=data.annotations)
+    numbers = dict(zip(files, image_ids(files, known)))
     model = trained_network(chosen.run, device=chosen.device or None)
     with tqdm(unit=" images", disable=None, leave=False) as bar:
         frames = predictions.read_frames(files, note, chosen.every, None if detection else data, options)
         groups = predictions.batches(frames, chosen.batch)
         if detection:
-            written = predictions.detect_files(model, groups, to, spec, dict(zip(files, image_ids(files))), least)
+            written = predictions.detect_files(model, groups, to, spec, numbers, least)
         else:
             written = predictions.segment_files(model, groups, to, spec, data, options)
         for path in written:

@@ -110,6 +110,12 @@ def coco_spec(name: str, split: str, *, annotations: str = _ANNOTATIONS) -> Inst
     return _categories(_read_json(file)[1], name, file)
 
 
+def coco_image_ids(name: str, split: str, *, annotations: str = _ANNOTATIONS) -> dict[str, int]:
+    """The id of each image in a split's file by the name of the image's file, without folders."""
+    (file,) = _in_the_tree(name, split, annotations)
+    return {os.path.basename(image["file_name"]): image["id"] for image in _read_json(file)[1]["images"]}
+
+
 def _in_the_tree(name: str, split: str, *wanted: str) -> list[Path]:
     root = find_data(name, script="coco.py" if name == "coco" else "")  # others have no script
     # replaced, not formatted: a stray brace in a folder's name is no error
@@ -182,6 +188,7 @@ def _objects(
     place_of = {image["id"]: place for place, image in enumerate(images)}
     label_of = {category: label for label, category in enumerate(spec.category_ids)}
     objects: list[list[dict[str, Any]]] = [[] for _ in images]
+    odd, few = 0, max(3, len(content["annotations"]) / 10)  # own choice; COCO itself has no such box
     for entry in content["annotations"]:
         box, where = entry["bbox"], f"{file}: annotation {entry['id']}"
         if entry["image_id"] not in place_of:
@@ -197,6 +204,7 @@ def _objects(
         x1, y1 = min(float(image["width"]), float(box[0]) + box[2]), min(float(image["height"]), float(box[1]) + box[3])
         if np.float32(x1) <= np.float32(x0) or np.float32(y1) <= np.float32(y0):  # what they become
             continue
+        odd += max(box[0] + box[2] - image["width"], box[1] + box[3] - image["height"]) > 1 or max(box[2:]) <= 1
         area, crowd = entry.get("area", (x1 - x0) * (y1 - y0)), entry.get("iscrowd", 0)
         if not is_number(area) or area < 0:
             raise DataError(f"{where} has area = {shortened(area):.80}: expected a finite number, 0 or greater")
@@ -205,6 +213,9 @@ def _objects(
         found = {"id": entry["id"], "label": label_of[entry["category_id"]], "box": (x0, y0, x1, y1)}
         found |= {"crowd": bool(crowd), "area": float(area), "segmentation": entry["segmentation"] if masks else None}
         objects[place_of[entry["image_id"]]].append(found)
+    if odd > few:
+        found = f"{odd} of {len(content['annotations'])} boxes reach beyond their images or are within a pixel"
+        raise DataError(f"{file}: {found}: expected [x, y, width, height] in pixels, not two corners or shares")
     for image, own in zip(images, objects, strict=True):
         if masks and len(own) * image["height"] * image["width"] > _BYTES:
             raise DataError(f"{image['path']} has {len(own)} masks, over {_BYTES >> 30} GiB: cut it, or masks=False")

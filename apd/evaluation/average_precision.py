@@ -143,8 +143,11 @@ def coco_results(found: Detections, image_id: int, spec: InstanceSpec) -> list[d
     return entries
 
 
-def image_ids(images: Sequence[Path]) -> list[int]:
-    """A number for each image: its name where all names are different numbers, as COCO's are, else its place from 1."""
+def image_ids(images: Sequence[Path], known: Mapping[str, int]) -> list[int]:
+    """A number for each image: that of its name in `known` where all are there and differ, else its name itself where
+    all are different numbers, as COCO's are, else its place from 1."""
+    if all(image.name in known for image in images) and len({image.name for image in images}) == len(images):
+        return [known[image.name] for image in images]
     numbers = [int(image.stem) for image in images if image.stem.isascii() and image.stem.isdigit()]
     return numbers if len(set(numbers)) == len(images) else list(range(1, len(images) + 1))
 

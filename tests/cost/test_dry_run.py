@@ -97,8 +97,7 @@ def test_where_memory_does_not_hold_the_batch_half_of_it_is_measured(monkeypatch
     assert [call.args[-1] for call in measure.call_args_list] == [8, 4, 2]
 
 
-def test_everything_that_is_missing_is_named_and_the_rest_is_reported(monkeypatch):
-    monkeypatch.delenv("APD_DATA", raising=False)
+def test_everything_that_is_missing_is_named_and_the_rest_is_reported(own_runs):
     published = recipe("pascal_context", "apd")
     data = replace(published.data, crop_height=33, crop_width=33)
     network = replace(published.network, weights_file="gone-resnet18.pth")
@@ -126,8 +125,7 @@ def test_a_damaged_image_is_found_before_the_run(runs, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "code"), [([], 0), (["--data.name", "cityscapes"], 1)])
-def test_the_command_exits_with_1_when_something_is_missing(options, code, runs, tiny_recipes, monkeypatch, capsys):
-    monkeypatch.delenv("APD_DATA", raising=False)
+def test_the_command_exits_with_1_when_something_is_missing(options, code, runs, own_runs, tiny_recipes, capsys):
     assert cli.main(["train", "--method", "student", "--dry-run", "--device", "cpu", *options]) == code
     captured = capsys.readouterr()
     assert captured.err == ("apd: training cannot start: 1 missing, named above\n" if code else "")

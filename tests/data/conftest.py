@@ -28,10 +28,3 @@ def run(capsys):
         return said
 
     return run
-
-
-@pytest.fixture
-def own_runs(tmp_path, monkeypatch):
-    """No data folder, and a folder of runs of the test's own."""
-    monkeypatch.delenv("APD_DATA", raising=False)
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))

@@ -63,6 +63,8 @@ FILES = {  # in place of the annotation file
     "a key twice": WHOLE[:-1] + b', "images": []}', "a pipe": os.mkfifo, "a folder": os.mkdir,
     "an inner key twice": WHOLE.replace(b'"iscrowd": 0', b'"iscrowd": 1, "iscrowd": 0', 1),
     "a device": lambda file: file.symlink_to("/dev/zero"), "a log": lambda file: file.symlink_to("/proc/kmsg"),
+    "two corners": json.dumps({**COCO_CONTENT, "annotations": [
+        {**COCO_CONTENT["annotations"][0], "id": number, "bbox": [5, 5, 19, 11]} for number in range(9)]}).encode(),
     "a huge file": lambda file: (file.touch(), os.truncate(file, 10**13)),
 }
 # fmt: on
@@ -94,7 +96,8 @@ def test_a_value_that_cannot_be_meant_is_named_before_any_training(read, place, 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_no_coco_file_is_refused(read, name):
-    refused(lambda: read(file=name), DataError, names=(f"{name}.json",))
+    said = refused(lambda: read(file=name), DataError, names=(f"{name}.json",))
+    assert ("9 of 9 boxes reach beyond their images" in said) == (name == "two corners")
 
 
 def test_what_takes_much_memory_or_time_is_refused_before_it_does(read, tmp_path, monkeypatch):

@@ -190,4 +190,5 @@ def test_an_overlay_mixes_image_and_colours_and_keeps_ignored_pixels():
 
 def test_images_are_numbered_by_their_names_where_all_are_different_numbers():
     for stems, numbers in ((("000139", "285"), [139, 285]), (("1", "01"), [1, 2]), (("7", "street"), [1, 2])):
-        assert image_ids([Path(f"{stem}.jpg") for stem in stems]) == numbers
+        assert image_ids([Path(f"{stem}.jpg") for stem in stems], {"a.jpg": 7}) == numbers
+    assert image_ids([Path("in/a.jpg"), Path("2.jpg")], {"a.jpg": 7, "2.jpg": 5, "c.jpg": 1}) == [7, 5]

@@ -15,11 +15,7 @@ from apd.study.own_recipe import CROP_AREA, IMAGE_AREA, own_recipe
 from apd.study.recipes import LEARNING_RATES, recipe
 from apd.training.record import read_record
 
-
-@pytest.fixture(autouse=True)
-def _no_data_and_runs_of_its_own(runs, monkeypatch):
-    monkeypatch.delenv("APD_DATA", raising=False)
-
+pytestmark = pytest.mark.usefixtures("own_runs")
 
 TV, LITE0 = ("mobilenetv2_100", "torchvision"), ("efficientnet_lite0", "imagenet")
 LITE2, RANDOM = ("efficientnet_lite2", "imagenet"), (("mobilenetv2_100", "none"), ("efficientnet_lite2", "none"))

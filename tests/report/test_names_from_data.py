@@ -55,7 +55,6 @@ SHOWN = {
     "rows of groups": lambda name: style.rows_table({(name, name): {name: name}}, name),
     "nothing": style.nothing,
     "strips": lambda name: method.prediction_strips([(Sample(IMAGE, LABELS, name), {name: LABELS})], two(name)),
-    "predictions": lambda name: method.prediction_strips([(Sample(IMAGE, LABELS, name), {name: LABELS})], two(name)),
     "matrix": lambda name: method.cosine_matrices({name: torch.eye(2)}, [name, "other"]),
     "observations": lambda name: method.observation_maps(*torch.zeros(2, 2, 2, 2), torch.ones(2).bool(), two(name)),
     "interactive": interactive,

@@ -49,7 +49,8 @@ def test_a_measurement_has_what_the_chapter_reads_and_is_kept_when_a_part_fails(
     torch.set_num_threads(threads)
 
 
-def test_the_committed_measurement_is_compared_and_shown_with_its_medians():
+def test_the_committed_measurement_is_shown_with_its_medians_and_numbers_have_three_digits():
+    assert [curves.three_digits(value) for value in (1234.5, 100.0, 64.52, 0.66312)] == ["1234", "100", "64.5", "0.663"]
     (measurement,) = curves.read_measurements()
     median = curves.three_digits(curves.rows_of(measurement, "camvid")["CWD"]["milliseconds"][1])
     assert median in curves.speed_table(measurement, "camvid").description
@@ -77,7 +78,3 @@ def test_a_file_that_holds_no_measurements_is_refused_with_its_name_and_what_to_
     said = rf"cpu\.json holds no measurements: .*{message}.*run python -m book\.figures\.speed"
     with pytest.raises(RecordError, match=said):
         curves.read_measurements(tmp_path)
-
-
-def test_without_measurements_it_is_said_and_numbers_have_three_digits():
-    assert [curves.three_digits(value) for value in (1234.5, 100.0, 64.52, 0.66312)] == ["1234", "100", "64.5", "0.663"]

@@ -136,7 +136,13 @@ class RoIAPD(APDLoss):
 
     def forward(self, pair: DetectorPair) -> dict[str, Tensor]:
         """The terms of positive weight, unweighted and by name, and ``"loss"``, their weighted sum."""
-        return super().forward(**pair.of_boxes)
+        return super().forward(
+            student_features=pair.student.vectors_BC1N,
+            teacher_features=pair.teacher.vectors_BC1N,
+            student_logits=pair.student.logits_BK1N,
+            teacher_logits=pair.teacher.logits_BK1N,
+            labels=pair.labels_B1N,
+        )
 
     def _classes_at_hand(self, labels_BHW: Tensor, labels_Bhw: Tensor) -> CompactLabels:
         """All of them: the background keeps its number."""

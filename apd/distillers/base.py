@@ -239,10 +239,3 @@ class DetectorPair(NamedTuple):
     labels_B1N: Tensor
     class_map_BHW: Tensor | None
     inside_BHW: Tensor
-
-    @property
-    def of_boxes(self) -> dict[str, Tensor]:
-        """The boxes as the keywords of a distiller's call."""
-        ours, theirs, labels, *_ = self
-        features = {"student_features": ours.vectors_BC1N, "teacher_features": theirs.vectors_BC1N, "labels": labels}
-        return features | {"student_logits": ours.logits_BK1N, "teacher_logits": theirs.logits_BK1N}

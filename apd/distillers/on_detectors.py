@@ -53,7 +53,13 @@ class OnRoIs(_OnDetectors):
 
     def forward(self, pair: DetectorPair) -> dict[str, Tensor]:
         """The distiller's terms and ``"loss"``."""
-        return self.distiller(**pair.of_boxes)
+        return self.distiller(
+            student_features=pair.student.vectors_BC1N,
+            teacher_features=pair.teacher.vectors_BC1N,
+            student_logits=pair.student.logits_BK1N,
+            teacher_logits=pair.teacher.logits_BK1N,
+            labels=pair.labels_B1N,
+        )
 
 
 class OnPyramid(_OnDetectors):

@@ -8,7 +8,7 @@ import os
 import signal
 import statistics
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from apd.config.experiment import ExperimentError
@@ -46,6 +46,21 @@ class UnfinishedRunsError(UserError, RuntimeError):
 
 class StoppedError(KeyboardInterrupt):
     """A run was asked to stop and has written a checkpoint. A KeyboardInterrupt: no `except Exception` hides it."""
+
+
+def values_of(terms: dict[str, Tensor]) -> Callable[[], dict[str, float]]:
+    """The terms as numbers; a GPU sends them to the host now, so that asking later waits for this step alone."""
+    numbers, sent = torch.stack([term.float() for term in terms.values()]), None
+    if numbers.is_cuda:
+        numbers, sent = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
+        sent.record()
+
+    def values() -> dict[str, float]:
+        if sent is not None:
+            sent.synchronize()
+        return dict(zip(terms, numbers.tolist(), strict=True))
+
+    return values
 
 
 class RunLog:

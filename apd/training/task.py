@@ -91,21 +91,6 @@ class CapturedStep:
             return graph, self._compute(self._batch)
 
 
-def values_of(terms: dict[str, Tensor]) -> Callable[[], dict[str, float]]:
-    """The terms as numbers; a GPU sends them to the host now, so that asking later waits for this step alone."""
-    numbers, sent = torch.stack([term.float() for term in terms.values()]), None
-    if numbers.is_cuda:
-        numbers, sent = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
-        sent.record()
-
-    def values() -> dict[str, float]:
-        if sent is not None:
-            sent.synchronize()
-        return dict(zip(terms, numbers.tolist(), strict=True))
-
-    return values
-
-
 class TeacherError(UserError, RuntimeError):
     """Teacher weights that do not fit, or that score below what the experiment states."""
 

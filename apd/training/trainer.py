@@ -25,9 +25,9 @@ from apd.normalizers import AccumulatedCounts, across_processes
 from apd.training.checkpoint import CheckpointError, load_newest, save_checkpoint, save_tensors
 from apd.training.detection import DetectionTask
 from apd.training.distributed import ALONE, Ranks, of_every_rank
-from apd.training.run_log import Board, LogLines, NonFiniteLossError, RunLog, StoppedError, StopRequest
+from apd.training.run_log import Board, LogLines, NonFiniteLossError, RunLog, StoppedError, StopRequest, values_of
 from apd.training.segmentation import SegmentationTask
-from apd.training.task import CapturedStep, build_optimisers, measure_teacher, values_of
+from apd.training.task import CapturedStep, build_optimisers, measure_teacher
 from apd.validation import values_unchecked
 
 CHECKPOINT_SECONDS = 60.0

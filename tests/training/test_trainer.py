@@ -19,7 +19,7 @@ from apd.config.experiment import ExperimentError, TrainingConfig
 from apd.study.recipes import lengthened
 from apd.training import trainer as loop
 from apd.training.run import run_folder, train
-from apd.training.run_log import NonFiniteLossError
+from apd.training.run_log import NonFiniteLossError, values_of
 from apd.training.trainer import CapturedStep, TrainStep, learning_rate_factors
 
 CPU, PACKAGE = torch.device("cpu"), Path(loop.__file__).parents[1]
@@ -43,7 +43,7 @@ def test_one_batch_from_disk_to_the_log_walks_through_few_files(tmp_path, task, 
     try:
         batch = next(batches)
         run.set_learning_rates(2)
-        run._note(2, {}, run.step(batch), batch)
+        run._note(2, {}, values_of(run.step(batch)), batch)
     finally:
         sys.setprofile(None)
     assert {f"training/{task}.py", "training/trainer.py", "training/run_log.py", "data/batches.py"} <= walked

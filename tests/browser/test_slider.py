@@ -11,6 +11,8 @@ def shown(page):
 
 def test_the_arrow_keys_choose_a_frame_and_the_page_does_not_jump(opened):
     with opened(CHAPTER, viewport={"width": 390, "height": 844}) as page:
+        page.wait_for_load_state("networkidle")
+        page.evaluate("window.MathJax?.startup?.promise.then(() => 0)")  # formulas change the height when they are set
         height = page.evaluate("document.documentElement.scrollHeight")
         assert shown(page) == ["0"]
         control = page.locator(".apd-slider").get_by_role("slider", name="context shift")

@@ -70,7 +70,7 @@ class AccumulatedCounts:
     def counting(self) -> Iterator[None]:
         """Inside, the counts of one part are noted; the values of the losses mean nothing."""
         if self._divisors is not None:
-            raise RuntimeError("these counts were computed with: make an AccumulatedCounts for every batch")
+            raise RuntimeError("these counts have been used: make an AccumulatedCounts for every batch")
         counts: list[Tensor] = []
 
         def note(count: Tensor) -> Tensor:

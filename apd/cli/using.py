@@ -3,7 +3,6 @@
 import os
 import sys
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +16,7 @@ from apd.cli.app import parse
 from apd.config.datasets import meaning_of, spec_of, what_changed
 from apd.config.experiment import Experiment
 from apd.config.inference_options import InferenceOptions, require_sides, require_split_sides
-from apd.data.coco import coco_image_ids, coco_spec
+from apd.data.coco import coco_names
 from apd.data.images import DataError, LongSide, MissingData
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.scenes import OBJECTS
@@ -162,16 +161,13 @@ def predict(arguments: list[str], sentence: str) -> int:
         failed.append(error)
         bar.write(f"apd: {error}", file=sys.stderr)
 
-    spec, known = _spec_or_names(record), {}
-    if detection and data.name != "scenes":
-        with suppress(MissingData):
-            known = coco_image_ids(data.folder, data.val_part, annotations=data.annotations)
-    numbers = dict(zip(files, image_ids(files, known)))
+    spec, known = _spec_or_names(record)
     model = trained_network(chosen.run, device=chosen.device or None)
     with tqdm(unit=" images", disable=None, leave=False) as bar:
         frames = predictions.read_frames(files, note, chosen.every, None if detection else data, options)
         groups = predictions.batches(frames, chosen.batch)
         if detection:
+            numbers = dict(zip(files, image_ids(files, known)))
             written = predictions.detect_files(model, groups, to, spec, numbers, least)
         else:
             written = predictions.segment_files(model, groups, to, spec, data, options)
@@ -266,21 +262,25 @@ def split_described(record: Record, split: str) -> str:
     return f"{split}, which are the images that were trained on" if trained_on else split
 
 
-def _spec_or_names(record: Record) -> DatasetSpec | InstanceSpec:
-    """The compared spec of the run's data or, where they are not at hand, the classes with colours by default."""
+def _spec_or_names(record: Record) -> tuple[DatasetSpec | InstanceSpec, dict[str, int]]:
+    """The compared spec of the run's data or, where they are not at hand, the classes with colours by default; and the
+    ids of COCO's images by name, as far as they are known."""
     data, names, detects = record.experiment.data, tuple(record.class_names), record.experiment.task == "detection"
+    spec, ids = OBJECTS, {}
     try:
-        coco = detects and data.name != "scenes"
-        of_coco = coco and coco_spec(data.folder, data.val_part, annotations=data.annotations)
-        _compare(record, spec := of_coco or (OBJECTS if detects else spec_of(data)))
+        if not detects:
+            spec = spec_of(data)
+        elif data.name != "scenes":
+            spec, ids = coco_names(data.folder, data.val_part, annotations=data.annotations)
+        _compare(record, spec)
     except MissingData as error:
         known = record.identities["train"]
         if detects and "category_ids" not in known:  # an older kind of record, without what results are numbered by
             raise
         print(f"note: the run's data are missing, so classes have colours by default ({error})", file=sys.stderr)
         spec = DatasetSpec(data.name, names, distinct_colours(len(names)))
-        return InstanceSpec(data.name, names, tuple(known["category_ids"])) if detects else spec
-    return spec
+        spec = InstanceSpec(data.name, names, tuple(known["category_ids"])) if detects else spec
+    return spec, ids
 
 
 def _compare(record: Record, spec: DatasetSpec | InstanceSpec, split: str = "val", dataset: Any = None) -> None:

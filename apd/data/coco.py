@@ -104,16 +104,12 @@ def coco_split(
     return CocoInstances(file, folder, name=name, **options)
 
 
-def coco_spec(name: str, split: str, *, annotations: str = _ANNOTATIONS) -> InstanceSpec:
-    """Names and numbers of the categories in a split's file; arguments and errors as :func:`coco_split`."""
+def coco_names(name: str, split: str, *, annotations: str = _ANNOTATIONS) -> tuple[InstanceSpec, dict[str, int]]:
+    """The categories in a split's file, and the id of each image by the name of its file; errors as `coco_split`."""
     (file,) = _in_the_tree(name, split, annotations)
-    return _categories(_read_json(file)[1], name, file)
-
-
-def coco_image_ids(name: str, split: str, *, annotations: str = _ANNOTATIONS) -> dict[str, int]:
-    """The id of each image in a split's file by the name of the image's file, without folders."""
-    (file,) = _in_the_tree(name, split, annotations)
-    return {os.path.basename(image["file_name"]): image["id"] for image in _read_json(file)[1]["images"]}
+    content = _read_json(file)[1]
+    ids = {os.path.basename(image["file_name"]): image["id"] for image in content["images"]}
+    return _categories(content, name, file), ids
 
 
 def _in_the_tree(name: str, split: str, *wanted: str) -> list[Path]:
@@ -188,7 +184,7 @@ def _objects(
     place_of = {image["id"]: place for place, image in enumerate(images)}
     label_of = {category: label for label, category in enumerate(spec.category_ids)}
     objects: list[list[dict[str, Any]]] = [[] for _ in images]
-    odd, few = 0, max(3, len(content["annotations"]) / 10)  # own choice; COCO itself has no such box
+    odd, few = 0, max(3, len(content["annotations"]) / 10)  # own choice
     for entry in content["annotations"]:
         box, where = entry["bbox"], f"{file}: annotation {entry['id']}"
         if entry["image_id"] not in place_of:

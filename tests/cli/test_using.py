@@ -20,7 +20,7 @@ from apd.config.datasets import build_split
 from apd.config.detection_config import InstanceDataConfig
 from apd.config.inference_options import InferenceOptions
 from apd.cost.count import step_cost
-from apd.data.coco import coco_spec
+from apd.data.coco import coco_names
 from apd.data.instances import InstanceSpec, Noise, encode
 from apd.distillers.apd import RoIAPDConfig
 from apd.evaluation.average_precision import Detections, detect
@@ -235,7 +235,7 @@ def test_predict_draws_each_image_and_writes_cocos_results(detector, place, tmp_
     assert capsys.readouterr().out.splitlines() == list(map(str, wanted))
     table = read_csv(wanted[-2])
     assert table["class"].isin(read_record(detector / "record.json").class_names).all()
-    entries, spec = json.loads(wanted[-1].read_text()), coco_spec("coco", "val2017")
+    entries, spec = json.loads(wanted[-1].read_text()), coco_names("coco", "val2017")[0]
     for path, drawing in zip(images, wanted, strict=False):
         pixels = np.asarray(Image.open(path).convert("RGB"))
         (found,) = detect(network, [torch.tensor(pixels).permute(2, 0, 1) / 255])
@@ -298,7 +298,7 @@ def test_what_is_counted_without_computing_is_near_what_a_step_computes(place):
     cost, task = step_cost(experiment, 80), task_of(experiment)
     student = task.network(experiment.network, 80, CPU, 0)
     step = TrainStep(task, student.train(), task.network(experiment.teacher.network, 80, CPU, 1).eval())
-    data = Noise(coco_spec("coco", "val2017"), (64, 80))
+    data = Noise(coco_names("coco", "val2017")[0], (64, 80))
     batch = next(task.batches(data, start=0, ranks=ALONE, workers=0, device=CPU))
     with FlopCounterMode(display=False) as counter:
         step(batch)

@@ -177,8 +177,10 @@ def switches(name):
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         paces = [subprocess.Popen(command, **pipes) for _ in range(number)]
         ready = [process.stdout.readline() for process in paces]  # so that all measure at the same time
-        found = [process.communicate("go\n")[0] for process in paces] if all(ready) else []
-        said = f"{sum(map(float, found)):.1f} steps/s of APD" if all(found) and found else "one of them failed"
+        for process in () if all(ready) else paces:  # one has failed, and the others would wait
+            process.kill()
+        found = [process.communicate("go\n")[0] for process in paces]
+        said = f"{sum(map(float, found)):.1f} steps/s of APD" if all(found) else "one of them failed"
         print(f"{number} processes: {said}", flush=True)
 
 
@@ -206,9 +208,8 @@ def run(label, experiments, folder, processes, seconds):
     try:
         found = side_by_side(missing, ledger, device=device, processes=processes, minutes=minutes)
         ledger.close()
-        print(
-            f"lease: {label}: {processes} processes, {found:.1f} steps/s, {time.monotonic() - begun:.0f} s", flush=True
-        )
+        took = f"{found:.1f} steps/s, {time.monotonic() - begun:.0f} s"
+        print(f"lease: {label}: {processes} processes, {took}", flush=True)
     except UserError as error:
         print(f"lease: {error}", flush=True)
 

@@ -38,14 +38,8 @@ def copied(to):
 def call(here, *arguments, code=0, **environment):
     """The script in a process of its own, with none of pytest's plugins and no APD_ variable of ours."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("APD_")}
-    known = {
-        "PYTHON": sys.executable,
-        "LEASE_TOY": "1",
-        "LEASE_DEVICE": "cpu",
-        "LEASE_SECONDS": "400",
-        "OMP_NUM_THREADS": "1",
-    }
-    known |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": ""}
+    known = {"PYTHON": sys.executable, "LEASE_TOY": "1", "LEASE_DEVICE": "cpu", "LEASE_SECONDS": "400"}
+    known |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": ""}
     env = kept | known | {name: str(value) for name, value in environment.items()}
     command = ["bash", "tests/gpu/lease.sh", *arguments]
     done = subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, timeout=500)

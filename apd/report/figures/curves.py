@@ -212,7 +212,7 @@ def _bars(columns: Mapping[str, Mapping[str, float]], axis: str, text: Callable,
             axes.set_xlim(left, max(values) * (10 if log else 1.1 + 0.15 * len(columns) / lines))
             for label in axes.get_xticklabels():  # powers of ten
                 label.set_parse_math(log)
-            axes.set_title(textwrap.fill(title, 20 if lines == 1 else 28))
+            axes.set_title(textwrap.fill(title, min(20, 72 // len(columns)) if lines == 1 else 28))
             quiet_axes(axes, grid="x")
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)

@@ -17,7 +17,7 @@ from apd.training.run import run_folder
 TUNED_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd", "apd_without_kd")
 """Methods with a learning rate of their own; the equal-time baseline has the baseline's."""
 TRIED_SMALL_LEARNING_RATES = (0.01, 0.02, 0.04)  # On CamVid at half resolution, of the baseline and of every method.
-TRIED_LEARNING_RATES = (8e-4, 4e-4, 2e-4, 16e-4)  # On LabelMeFacade, of the same.
+TRIED_LEARNING_RATES = (8e-4, 4e-4, 2e-4, 16e-4)  # From ImageNet, of the same.
 BEST_OTHER_METHODS = ("i2ckd", "dist", "cwd")
 """The three best on val of the scenes, mean over seeds, each at the best of its weights (a test holds it)."""
 
@@ -143,7 +143,7 @@ def _camvid_pairs() -> Iterator[Experiment]:
         yield replace(experiment, name=name, teacher=replace(experiment.teacher, network=network))
 
 
-# LabelMeFacade, with networks that start from ImageNet
+# networks that start from ImageNet
 
 
 def _facade_tuning() -> Iterator[Experiment]:
@@ -159,12 +159,12 @@ def _facade_tuning() -> Iterator[Experiment]:
         yield _tried(changed, tried, f"{role}-stride{stride}-steps{steps}")
 
 
-def _facade_learning_rates() -> Iterator[Experiment]:
-    """Trials beside the runs of seed 0 in `facade-small`, which are at the learning rates chosen."""
+def _learning_rates(size: known.RealSize) -> Iterator[Experiment]:
+    """Trials beside the runs of seed 0 in the main campaign of a size, which are at the learning rates chosen."""
     for tried, method in product(TRIED_LEARNING_RATES, TUNED_METHODS):
         if tried != known.LEARNING_RATES[method]:
             alone = {"teacher": None} if method == "student" else {}
-            yield _tried(recipe("facade-small", method), tried, method, "-seed0", **alone)
+            yield _tried(recipe(size, method), tried, method, "-seed0", **alone)
 
 
 def _facade_pairs() -> Iterator[Experiment]:
@@ -242,11 +242,12 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "camvid-small-rivals": partial(_camvid_small_variants, _best_other_methods),
     "camvid-pairs": _camvid_pairs,
     "facade-tuning": _facade_tuning,
-    "facade-learning-rates": _facade_learning_rates,
+    "facade-learning-rates": partial(_learning_rates, "facade-small"),
     "facade-small": partial(_methods, "facade-small", seeds=3),
     "facade-pairs": _facade_pairs,
     "facade-few-labels": _facade_few_labels,
     "camvid-pretrained": partial(_methods, "camvid-small", seeds=3),
+    "camvid-learning-rates": partial(_learning_rates, "camvid-small"),
     "facade-full": partial(_methods, "facade-full", seeds=3),
     "camvid-full": partial(_methods, "camvid-full", seeds=5),
     "scenes-detection": _scenes_detection,

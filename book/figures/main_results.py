@@ -24,9 +24,9 @@ BOOK = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- main results: by book/figures/main_results.py -->", "<!-- end of the main results -->"
 SEGMENTATION = ("scenes-longer", "camvid-small", "facade-small")
 PANELS = {
-    "student": ("the baseline", "Without a teacher, for as many steps"),
-    "pixel_kd": ("pixel KD", "With the same teacher, for as many steps"),
-    "student_equal_seconds": ("the equal-time baseline", "Without a teacher, for {given}"),
+    "student": ("the baseline", "Compared with training without a teacher, at equal steps"),
+    "pixel_kd": ("pixel KD", "Compared with pixel KD from the same teacher, at equal steps"),
+    "student_equal_seconds": ("the equal-time baseline", "Compared with training without a teacher for {given}"),
 }
 """What APD is compared with, and what that is."""
 

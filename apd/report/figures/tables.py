@@ -16,11 +16,11 @@ from apd.study.recipes import METHOD_NAMES, PAIR_METHODS
 from apd.training.record import Record
 
 QUESTIONS: tuple[tuple[str, str, str], ...] = (
-    ("apd", "student", "as many steps, without a teacher"),
+    ("apd", "student", "equal steps, without a teacher"),
     ("apd", "student_equal_seconds", "as much time, without a teacher"),
-    ("apd", "pixel_kd", "as many steps, with the teacher’s ordinary logits"),
-    ("apd_without_kd", "student", "the perspective’s terms alone, as many steps"),
-    ("pixel_kd", "student", "ordinary distillation alone, as many steps"),
+    ("apd", "pixel_kd", "equal steps, ordinary distillation"),
+    ("apd_without_kd", "student", "equal steps, the perspective’s terms alone"),
+    ("pixel_kd", "student", "equal steps, ordinary distillation alone"),
 )
 """Method, what it is compared with, and what that comparison holds equal."""
 

@@ -68,7 +68,7 @@ def valid_pixels(labels_BHW: Tensor, num_classes: int, *, ignore_index: int = 25
         f"set's labels to these, or correct num_classes or ignore_index{f'; {BINARY}' if num_classes == 1 else ''}"
     )
     if labels_BHW.device.type in ASSERTS_LATER:
-        torch._assert_async(are_known, message)
+        torch._assert_async(are_known, message[:250])  # CUDA refuses a longer one
     elif not torch.compiler.is_compiling() and not are_known:
         raise RuntimeError(message.replace(":", f", such as {int(labels_BHW[~known_BHW][0])}:", 1))
     return ~ignored_BHW

@@ -182,12 +182,11 @@ def confusion_of(
     """
     confusion = ConfusionMatrix(len(dataset.spec.class_names), dataset.spec.ignore_index)
     with evaluating(model):
-        for (on_device,), labels, names in predict_dataset([model], dataset, **options):
-            predictions = on_device.cpu()
-            confusion.update(predictions, labels)
+        for (predictions,), labels, names in predict_dataset([model], dataset, **options):
+            confusion.update(predictions, labels.to(predictions.device))
             if on_batch is not None:
-                on_batch(predictions, names)
-    return confusion.matrix_KK
+                on_batch(predictions.cpu(), names)
+    return confusion.matrix_KK.cpu()
 
 
 def agreement_of(student: nn.Module, teacher: nn.Module, dataset: SegmentationDataset, **options: object) -> Tensor:
@@ -196,8 +195,9 @@ def agreement_of(student: nn.Module, teacher: nn.Module, dataset: SegmentationDa
     confusion = ConfusionMatrix(len(dataset.spec.class_names), ignore)
     with evaluating(student, teacher):
         for (by_student, by_teacher), labels, _names in predict_dataset([student, teacher], dataset, **options):
-            confusion.update(by_student.cpu(), torch.where(labels == ignore, ignore, by_teacher.cpu()))
-    return confusion.matrix_KK
+            labels = labels.to(by_teacher.device)
+            confusion.update(by_student, torch.where(labels == ignore, ignore, by_teacher))
+    return confusion.matrix_KK.cpu()
 
 
 @torch.no_grad()

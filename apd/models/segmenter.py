@@ -42,7 +42,9 @@ class PyramidPooling(nn.Module):
         maps = [features_BChw]
         for grid, branch in zip(PSP_BINS, self.branches, strict=True):
             pooled = branch(F.adaptive_avg_pool2d(features_BChw, grid))
-            maps.append(F.interpolate(pooled, size=features_BChw.shape[-2:], mode="bilinear", align_corners=True))
+            wide = pooled.float() if pooled.is_cuda else pooled  # CUDA sums this gradient in the map's own format
+            wide = F.interpolate(wide, size=features_BChw.shape[-2:], mode="bilinear", align_corners=True)
+            maps.append(wide.to(pooled.dtype))
         return self.merge(torch.cat(maps, dim=1))
 
 

@@ -84,6 +84,7 @@ class Worker:
     pipe: Connection
     run: Experiment | None = None
     queued: bool = False  #: Whether the run was queued; else it is a teacher that others wait for.
+    given: float = 0.0  #: When it was given the run.
     first: tuple[float, int] | None = None  #: The first report of the run, as (seconds, step).
     speed: float = 0.0  #: Steps a second of the run, without its start; 0 where that is not known yet.
 
@@ -144,6 +145,7 @@ class SideBySide:
                 self.workers.append(Worker(process, ours))
             worker = next(worker for worker in self.workers if worker.run is None)
             worker.run, worker.queued, worker.first, worker.speed = run, run in self.queue, None, 0.0
+            worker.given = time.monotonic()
             if worker.queued:
                 self.queue.remove(run)
             with suppress(ConnectionError):  # it died; `listen` finds that
@@ -192,7 +194,7 @@ class SideBySide:
 
     def _done(self, worker: Worker, run: Experiment, content: dict[str, Any]) -> None:
         if worker.first is not None and (steps := run.training.iterations - worker.first[1]):
-            self.paces[kind_of(run)] = (time.monotonic() - worker.first[0]) / steps
+            self.paces[kind_of(run)] = (time.monotonic() - worker.given) / steps  # start and scoring included
         left = f"about {self.seconds_left() / 60:.0f} min left"
         outlook = f"{self.speed:.1f} steps/s, {len(self.busy)} at a time, {left}"
         worker.run = None

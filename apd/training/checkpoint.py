@@ -133,7 +133,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         for name in _FILES:
             if sha256_of(path / name) != manifest["sha256"][name]:
                 raise CheckpointError(f"{path / name} is damaged: its sha256 is not the one in manifest.json")
-        optimisers = torch.load(path / _FILES[2], weights_only=True)
+        optimisers = torch.load(path / _FILES[2], map_location="cpu", weights_only=True)
         found = dict(zip(("weights", "state"), map(load_file, (path / name for name in _FILES[:2])), strict=True))
         return {"step": manifest["step"], "facts": manifest["facts"], "optimisers": optimisers, **found}
     except Exception as error:  # json, safetensors and the unpickler each raise types of their own

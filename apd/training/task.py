@@ -1,6 +1,7 @@
 """What a task of a run is: its networks and distillers, optimisers and learning rates, and a good enough teacher."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -86,6 +87,7 @@ class CapturedStep:
         return terms
 
     def _record(self) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
+        gc.collect()  # a graph that is destroyed while another is recorded breaks that recording off
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             return graph, self._compute(self._batch)

@@ -188,6 +188,8 @@ class Trainer:
                 # terms are looked at one step late, so that a GPU with work to do is never waited for
                 while len(pending) > (0 if stopping or ended or late or step in milestones else 1):
                     bar.set_postfix_str(f"loss {self._note(*pending.pop(0)):.4f}{on_val}", refresh=False)
+                if pending and self.device.type == "cuda":  # with the wait for the step before: a busy GPU's own pace
+                    taken["seconds"] = time.perf_counter() - tick
                 bar.update()
                 if step in milestones:
                     measured = self.measured(self.splits.val)

@@ -4,6 +4,7 @@
 """
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def commit():
 
 
 def needed(experiments):
-    """(file, place in the pack): data, ImageNet weights, and the teachers that are trained already."""
+    """(file, place in the pack): data, ImageNet weights, teachers that are trained already, and runs that are begun."""
     for name in {e.data.name for e in experiments if e.data.name in DATA_FOLDERS}:
         root = find_data(DATA_FOLDERS[name])
         for path in sorted(path for path in root.rglob("*") if path.is_file()):
@@ -118,6 +119,15 @@ def needed(experiments):
             for path in sorted(package.rglob("*")):
                 if path.is_file() and "__pycache__" not in path.parts:
                     yield path, Path("site", package.name) / path.relative_to(package)
+    runs = {run_folder(run) for e in experiments for run in (e, e.teacher and e.teacher_experiment()) if run}
+    for folder in sorted(folder for folder in runs if not (folder / "record.json").exists()):
+        newest = max(folder.glob("checkpoints/step-*"), default=None)
+        if (
+            newest
+            and json.loads((newest / "manifest.json").read_text())["facts"]["history"][-1]["device"]["type"] == "cuda"
+        ):
+            for file in (folder / "log.jsonl", *sorted(newest.iterdir())):  # begun in an earlier lease
+                yield file, Path("runs") / file.relative_to(folder.parent)
 
 
 def travels(folder, experiment):
@@ -160,10 +170,27 @@ def speed():
 
 
 def switches(name):
-    """What switches are worth in a step of the baseline, of APD, and of their teacher's training."""
+    """How many runs side by side are the fastest; then what switches are worth in a step of each kind of run."""
     experiments, device = experiments_of(name), choose_device(os.environ["LEASE_DEVICE"])
     baseline, apd = (next(e for e in experiments if e.name.startswith(f"{label}-")) for label in ("student", "apd"))
-    ways = ((False, False, True), (True, False, True), (True, True, True), (True, True, False))
+    ways = ((False, False, True), (True, False, True), (True, False, False), (True, True, True))
+    rates = {}
+    for number in PROCESSES:
+        command = [sys.executable, "-m", "tests.gpu.lease", "pace", name]
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        paces = [subprocess.Popen(command, **pipes) for _ in range(number)]
+        ready = [process.stdout.readline() for process in paces]  # so that all measure at the same time
+        for process in paces:
+            if all(ready):
+                print("go", file=process.stdin, flush=True)  # to all, before any is waited for
+            else:  # one has failed, and the others would wait
+                process.kill()
+        found = [process.communicate()[0] for process in paces]
+        rates[number] = sum(map(float, found)) if all(found) else 0.0
+        said = f"{rates[number]:.1f} steps/s of APD" if rates[number] else "one of them failed"
+        print(f"{number} processes: {said}", flush=True)
+    LEASE.mkdir(exist_ok=True)
+    (LEASE / "processes").write_text(str(max(rates, key=rates.get)))
     for experiment in (baseline, apd, apd.teacher_experiment()):
         print(f"{experiment.name}, batch of {experiment.training.batch_size}")
         for graph, benchmark, channels_last in ways if device.type == "cuda" else ways[:1]:
@@ -172,16 +199,6 @@ def switches(name):
             took = speed_table.step_latency(replace(experiment, training=training), device, seconds=SECONDS).median
             how = f"cuda_graph = {graph}, cudnn.benchmark = {benchmark}, channels_last = {channels_last}"
             print(f"  {how}: {took:.2f} ms", flush=True)
-    for number in PROCESSES:
-        command = [sys.executable, "-m", "tests.gpu.lease", "pace", name]
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        paces = [subprocess.Popen(command, **pipes) for _ in range(number)]
-        ready = [process.stdout.readline() for process in paces]  # so that all measure at the same time
-        for process in () if all(ready) else paces:  # one has failed, and the others would wait
-            process.kill()
-        found = [process.communicate("go\n")[0] for process in paces]
-        said = f"{sum(map(float, found)):.1f} steps/s of APD" if all(found) else "one of them failed"
-        print(f"{number} processes: {said}", flush=True)
 
 
 def pace(name):
@@ -216,7 +233,8 @@ def run(label, experiments, folder, processes, seconds):
 
 def campaign(name):
     """Teachers first, then the runs, until the time is up."""
-    experiments, folder = experiments_of(name), records_folder(name)
+    skipped, folder = os.environ.get("LEASE_SKIP"), records_folder(name)
+    experiments = [e for e in experiments_of(name) if not (skipped and skipped in e.name)]
     teachers = {fingerprint(t): t for e in experiments if (t := untrained_teacher(e)) is not None}
     run("teachers", teachers.values(), runs_folder() / "teachers", len(teachers), seconds_left() - LAST_SECONDS)
     run(name, experiments, folder, int(os.environ["LEASE_PROCESSES"]), seconds_left() - LAST_SECONDS)

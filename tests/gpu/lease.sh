@@ -8,13 +8,15 @@
 #   tests/gpu/lease.sh campaign NAME        there: teachers, then runs until the time is up
 #   tests/gpu/lease.sh unpack FOLDER NAME   here: put records and runs that came back where they belong
 #
-# Of 15 minutes the start of a machine takes one or two. `checks` first, with LEASE_SECONDS=330 and LEASE_MEASURE=0.3: it
-# needs nothing packed, and its steps give SECONDS_OF_APD of the recipes and LEASE_PROCESSES. Commit and pack, carry all
-# pieces but the last in calls of `true`, and end with `campaign`. A call's own limit is 20 seconds above LEASE_SECONDS.
+# Of 15 minutes the start of a machine takes one or two, and an idle one goes back: so commit and pack first (two pieces),
+# and prepare both calls. The first carries .lease/1 (which holds the commit): LEASE_SECONDS=240 LEASE_MEASURE=0.2 `checks`.
+# The second follows at once and carries .lease/2: `campaign` with LEASE_SKIP=student_equal_seconds, whose steps are known
+# from this lease's records only, and LEASE_SECONDS=540 or what is left less 40. A call's own limit is 20 seconds more.
 #
 # What a part cannot do, it says, and the next one goes on. Results go to OUT. Settings, by the environment:
 #   LEASE_SECONDS  of the whole call, from its start to the last file in OUT
-#   LEASE_PROCESSES  of the campaign, side by side
+#   LEASE_PROCESSES  of the campaign, side by side (default: the fastest number in `checks`)
+#   LEASE_SKIP     runs that the campaign leaves out, by a part of their names
 #   LEASE_DEVICE   (default cuda)          LEASE_TESTS  which tests, as of pytest -k (default: all)
 #   LEASE_MEASURE  seconds of a measurement (default 0.5)
 #   LEASE_TOY=1    tiny networks and shapes, as the rehearsal on a CPU has them
@@ -41,6 +43,7 @@ arrive() { # what is in the pieces that have come so far
   export APD_DATA=$PWD/.lease/all/data APD_RUNS=$PWD/.lease/all/runs TORCH_HOME=$PWD/.lease/all/weights
   export PYTHONPATH="$PYTHONPATH:$PWD/.lease/all/site" APD_COMMIT
   APD_COMMIT=$(cat .lease/all/COMMIT 2>/dev/null || true)
+  [ -e .git ] || touch tests/__init__.py book/__init__.py # or an installed package of such a name is imported
 }
 
 case $phase in
@@ -56,7 +59,8 @@ case $phase in
     ;;
   campaign)
     arrive
-    : "${LEASE_PROCESSES:?how many runs side by side, as the checks say}"
+    LEASE_PROCESSES=${LEASE_PROCESSES:-$(cat .lease/processes 2>/dev/null)}
+    export LEASE_PROCESSES=${LEASE_PROCESSES:?how many runs side by side, as the checks say}
     within 95 "${lease[@]}" campaign "$2" 2>&1 | tee "$OUT/campaign.txt" || echo "lease: the campaign ended early, see above"
     timeout 60 "${lease[@]}" collect "$2" 2>&1 | tee -a "$OUT/campaign.txt"
     ;;

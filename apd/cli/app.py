@@ -102,13 +102,13 @@ def recipe_parts(name: str) -> tuple[str, str]:
     """Size and method of a recipe's name as `apd recipes` lists it; of a size alone, with APD. Else UsageError."""
     from apd.study import recipes
 
-    known = [f"{size}-{method}" for size in get_args(recipes.Size) for method in recipes.methods_of(size)]
-    size, _, method = name.partition("-")
-    method = method or recipes.default_method(size)
-    if f"{size}-{method}" not in known or name.endswith("-"):
+    sizes = get_args(recipes.Size)
+    known = {f"{size}-{method}": (size, method) for size in sizes for method in recipes.methods_of(size)}
+    known |= {size: (size, recipes.default_method(size)) for size in sizes}
+    if name not in known:
         hint = did_you_mean(name, known)
         raise UsageError(f"there is no recipe {name!r:.80}: expected one of those that `apd recipes` lists{hint}")
-    return size, method
+    return known[name]
 
 
 def with_recipe(arguments: list[str]) -> list[str]:

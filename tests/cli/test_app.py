@@ -19,7 +19,7 @@ from apd.config.identity import from_dict, to_dict
 from apd.cost.measure import LossShape
 from apd.evaluation.inference import scores
 from apd.study.campaigns import CAMPAIGNS
-from apd.study.recipes import all_recipes
+from apd.study.recipes import all_recipes, recipe
 from apd.training.record import read_record
 
 
@@ -114,6 +114,7 @@ def test_recipes_are_listed_and_shown_as_they_are_run(arguments, capsys):
     assert leave("recipes") == 0
     recipes = dict(all_recipes())
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(recipes)
+    assert {name: recipe(*cli.recipe_parts(name)) for name in recipes} == recipes
     assert leave("recipes", *arguments) == 0
     assert from_dict(json.loads(capsys.readouterr().out)) == recipes["small-apd"]
 

@@ -290,11 +290,10 @@ def occurring_classes(
     places_BN = torch.where(valid_Bhw, labels_Bhw.long(), num_classes).flatten(1)
     present_BK = torch.zeros(len(places_BN), num_classes + 1, dtype=torch.bool, device=labels_Bhw.device)
     present_BK.scatter_(1, places_BN, True)
-    present_BK = present_BK[:, :num_classes]
+    present_BK[:, num_classes] = False  # the last column is of ignored pixels
     if scope == "batch":
         present_BK = present_BK.any(0, keepdim=True).expand_as(present_BK)
     number_BK = torch.where(present_BK, present_BK.cumsum(1) - 1, -1)
-    number_BK = torch.cat([number_BK, torch.full_like(number_BK[:, :1], -1)], dim=1)  # the last entry: ignored
     fine_BN = torch.where(valid_BHW, labels_BHW.long(), num_classes).flatten(1)
     return CompactLabels(
         number_BK.gather(1, fine_BN).view_as(labels_BHW),

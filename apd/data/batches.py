@@ -23,18 +23,11 @@ GREY = (0.2989, 0.587, 0.114)  # torchvision's
 FREE_SHARE = 0.5  # own choice: the other half of a GPU's free memory is for the networks
 
 
-def _pinned(batch: Any) -> Any:
-    """The batch in page-locked memory, from which a GPU copies without being waited for."""
-    return tree_map(Tensor.pin_memory, batch)
-
-
 class Batch(NamedTuple):
     """Training images: images_B3HW float32 in [0, 1], labels_BHW int64 with 255 for ignored pixels."""
 
     images_B3HW: Tensor
     labels_BHW: Tensor
-
-    pinned = _pinned
 
 
 class EvaluationBatch(NamedTuple):
@@ -43,6 +36,13 @@ class EvaluationBatch(NamedTuple):
     images_B3HW: Tensor
     labels_BHW: Tensor
     names: tuple[str, ...]
+
+
+def on_device(batch: Any, device: torch.device, *, pinned: bool) -> Any:
+    """The batch on a device; if `pinned`, by way of page-locked memory, from which no GPU is waited for."""
+    if pinned and device.type == "cuda":
+        batch = tree_map(lambda value: value if value.is_cuda else value.pin_memory(), batch)
+    return tree_map(lambda value: value.to(device, non_blocking=True), batch)
 
 
 def unit_range(images_B3HW: Tensor) -> Tensor:
@@ -273,12 +273,6 @@ class InstanceBatch(NamedTuple):
 
     images: list[Tensor]
     targets: list[dict[str, Tensor]]
-
-    def to(self, device: torch.device | str) -> "InstanceBatch":
-        """The batch on a device."""
-        return tree_map(lambda value: value.to(device, non_blocking=True), self)
-
-    pinned = _pinned
 
 
 class InstanceStream(BatchStream):

@@ -12,7 +12,7 @@ from apd.config.datasets import Splits
 from apd.config.detection_config import DetectorConfig
 from apd.config.inference_options import InferenceOptions
 from apd.data.augment import InstanceAugmentation
-from apd.data.batches import InstanceBatch, InstanceStream
+from apd.data.batches import InstanceBatch, InstanceStream, on_device
 from apd.data.census import Census, census_of, require_labels
 from apd.data.coco import coco_split
 from apd.data.image_folder import DataError
@@ -92,8 +92,7 @@ class DetectionTask(RunTask):
 
     def micro_batches(self, batch: InstanceBatch, device: torch.device) -> list[InstanceBatch]:
         """The batch, undivided, on the device."""
-        pinned = self.experiment.training.pinned_memory and device.type == "cuda"
-        return [(batch.pinned() if pinned else batch).to(device)]
+        return [on_device(batch, device, pinned=self.experiment.training.pinned_memory)]
 
     def teacher_outputs(self, batch: InstanceBatch) -> None:
         """None: the teacher looks at the boxes that the student proposes, so `forward` calls it."""

@@ -14,7 +14,7 @@ from apd.config.datasets import Splits, build_split, build_splits, require_segme
 from apd.config.experiment import Experiment, NetworkConfig
 from apd.config.inference_options import InferenceOptions, require_split_sides
 from apd.data.augment import Augmentation
-from apd.data.batches import Batch, DeviceStream
+from apd.data.batches import Batch, DeviceStream, on_device
 from apd.data.census import Census, census_of, require_labels
 from apd.data.dataset_yaml import unlabelled_images
 from apd.data.images import DataWarning
@@ -184,13 +184,10 @@ class SegmentationTask(RunTask):
     def micro_batches(self, batch: Batch, device: torch.device) -> list[Batch]:
         """The parts of an accumulation, on the device."""
         training = self.experiment.training
-        if training.pinned_memory and device.type == "cuda" and not batch.images_B3HW.is_cuda:
-            batch = batch.pinned()
-        layout = torch.channels_last if training.channels_last else torch.contiguous_format
-        images = batch.images_B3HW.to(device, memory_format=layout, non_blocking=True)
-        labels = batch.labels_BHW.to(device, non_blocking=True)
-        steps = training.accumulation
-        return [Batch(*pair) for pair in zip(images.chunk(steps), labels.chunk(steps), strict=True)]
+        images, labels = on_device(batch, device, pinned=training.pinned_memory)
+        images = images.to(memory_format=torch.channels_last if training.channels_last else torch.contiguous_format)
+        parts = (values.chunk(training.accumulation) for values in (images, labels))
+        return [Batch(*pair) for pair in zip(*parts, strict=True)]
 
     @torch.no_grad()
     def teacher_outputs(self, batch: Batch) -> SegOutput | None:

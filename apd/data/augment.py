@@ -70,7 +70,14 @@ def augment(sample: Sample, augmentation: Augmentation, generator: np.random.Gen
     if size != labels.shape:
         image, labels = torchvision_functions().resize_image(image, list(size)), nearest(labels[None], size)[0]
     degrees = (2 * angle - 1) * augmentation.rotation if rotate < ROTATION_CHANCE else 0.0
-    image, labels = _taken_from(image, labels, taken, degrees, blur < augmentation.blur)
+    blurred = blur < augmentation.blur
+    wider = _grown(taken, BLUR_SIZE // 2 if blurred else 0, labels.shape)
+    image, labels = _rotated(image, wider, degrees), _rotated(labels, wider, degrees)
+    if blurred:
+        # a kernel reaches over the edge into the mirrored image, so it cannot be wider than that
+        kernel, inner = [min(BLUR_SIZE, 2 * side - 1) for side in reversed(image.shape[1:])], _within(taken, wider)
+        image = torchvision_functions().gaussian_blur_image(image, kernel, [BLUR_SIGMA] * 2)
+        image, labels = image[:, *inner], labels[inner]
     if flip < augmentation.flip:
         # the place on a padded crop is uniform, so flipping before placing it changes no distribution
         image, labels = image.flip(-1), labels.flip(-1)
@@ -133,20 +140,6 @@ def torchvision_functions() -> ModuleType:
     from torchvision.transforms.v2 import functional
 
     return functional
-
-
-def _taken_from(
-    image_3HW: Tensor, labels_HW: Tensor, taken: Region, angle: float, blurred: bool
-) -> tuple[Tensor, Tensor]:
-    wider = _grown(taken, BLUR_SIZE // 2 if blurred else 0, labels_HW.shape)
-    image, labels = (_rotated(pixels, wider, angle) for pixels in (image_3HW, labels_HW))
-    if blurred:
-        # a kernel reaches over the edge into the mirrored image, so it cannot be wider than that
-        kernel = [min(BLUR_SIZE, 2 * side - 1) for side in reversed(image.shape[1:])]
-        inner = _within(taken, wider)
-        image = torchvision_functions().gaussian_blur_image(image, kernel, [BLUR_SIGMA] * 2)
-        image, labels = image[:, *inner], labels[inner]
-    return image, labels
 
 
 def _grown(region: Region, margin: int, size: tuple[int, ...]) -> Region:

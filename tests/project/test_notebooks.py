@@ -298,7 +298,6 @@ def test_a_failing_cell_is_named_the_good_notebook_stays_and_the_partial_one_is_
     assert sorted(path.name for path in (study.parent / "out").iterdir()) == ["01_mini.ipynb"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_leaves_with_130_and_everything_finished_in_place(study):
     slow = stored(study / "01_mini.ipynb")
     slow.cells[-1].source = "import time\nfrom pathlib import Path\nPath('reached').touch()\ntime.sleep(60)"

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -305,7 +304,6 @@ def test_no_run_is_begun_that_cannot_finish_by_the_seconds_of_runs_like_it(state
     assert state.next_run() is None
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="signals are read from /proc")
 def test_the_helper_of_all_worker_processes_outlives_a_hangup():
     """Else a campaign that is hung up would end with tracebacks of multiprocessing's resource tracker."""
     code = (

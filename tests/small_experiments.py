@@ -1,7 +1,6 @@
 """Experiments that train in a tenth of a second, and processes that die where a test wants them to."""
 
 import contextlib
-import hashlib
 import json
 import multiprocessing
 import os
@@ -17,7 +16,6 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
@@ -27,6 +25,7 @@ from apd.distillers.apd import APDConfig
 from apd.distillers.logits import PixelKDConfig
 from apd.training import exit_codes as codes
 from apd.training import trainer as loop
+from apd.training.checkpoint import sha256_of
 from apd.training.run import run_folder, task_of, train
 from apd.training.trainer import Trainer
 
@@ -137,14 +136,6 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def digest(path):
-    """sha256 over names, shapes and bits of the tensors in a safetensors file."""
-    found = hashlib.sha256()
-    for name, value in sorted(load_file(path).items()):
-        found.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode() + value.contiguous().numpy().tobytes())
-    return found.hexdigest()
-
-
 def outcome(experiment):
     """Everything of a finished run that an interruption must not change, down to the last bit."""
     folder = run_folder(experiment)
@@ -152,7 +143,7 @@ def outcome(experiment):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     kept = ("confusion", "ap", "teacher", "evaluations", "curves", "fingerprint")
     return {
-        "weights": digest(folder / "weights.safetensors"),
+        "weights": sha256_of(folder / "weights.safetensors"),
         "log": [{name: value for name, value in line.items() if "seconds" not in name} for line in lines],
         **{entry: content[entry] for entry in kept if entry in content},
     }

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 from made_up_records import made_up_campaign, made_up_record, method_in
-from small_experiments import digest, tiny
+from small_experiments import tiny
 
 from apd.distillers.apd import APDConfig
 from apd.distillers.logits import PixelKDConfig
@@ -17,6 +17,7 @@ from apd.report.statistics import ComparisonError, compare, paired_difference
 from apd.study.ablations import BY_CONSTRUCTION, TERMS, term_variants, variant_names
 from apd.study.campaigns import experiments_of
 from apd.study.recipes import HEADS, METHOD_NAMES, PAIR_METHODS, STUDENT_LEARNING_RATES, recipe, scenes_pair
+from apd.training.checkpoint import sha256_of
 from apd.training.run import run_folder, train
 
 STEPS = {"R": 0.0, "A": 0.01, "O": 0.03, "KD": 0.02}
@@ -29,7 +30,7 @@ def test_the_regularisation_without_alignment_and_observation_never_reaches_the_
     def weights_after(name, *distillers):
         experiment = replace(tiny("apd"), name=name, distillers=distillers)
         train(experiment, device="cpu")
-        return digest(run_folder(experiment) / "weights.safetensors")
+        return sha256_of(run_folder(experiment) / "weights.safetensors")
 
     off = {"width": 8, "alignment": 0.0, "observation": 0.0}
     nothing, only_kd = weights_after("none"), weights_after("KD", PixelKDConfig())

@@ -1,5 +1,6 @@
-"""Of bad input: that it is refused, soon, in one line of bounded length that names what is wrong."""
+"""Bad input, made of good, and that it is refused, soon, in one line of bounded length that names what is wrong."""
 
+import copy
 import time
 
 LONGEST = 1000  # characters of a message
@@ -20,3 +21,16 @@ def refused(call, *kinds, names=()):
     assert not [name for name in names if name not in message], message
     assert time.monotonic() - began < SECONDS
     return message
+
+
+def edited(content, place, value):
+    """A copy with another entry at a place: a value, or what a function makes of the old one; `...` removes it."""
+    *above, last = (int(key) if key.isdecimal() else key for key in place.split("/"))
+    owner = content = copy.deepcopy(content)
+    for key in above:
+        owner = owner[key]
+    if value is ...:
+        del owner[last]
+    else:
+        owner[last] = value(owner[last]) if callable(value) else value
+    return content

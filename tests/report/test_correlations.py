@@ -1,11 +1,11 @@
 """Rank correlations against scipy, their intervals, what is called a relation; and files of evidence: what is read is
 what was written, and a damaged one is refused by the name of its entry."""
 
-import copy
 import math
 
 import numpy as np
 import pytest
+from bad_input import edited
 from chapter_cells import book_script
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,15 +151,12 @@ def test_all_files_of_a_folder_are_read_by_context_shift_and_seed_and_one_that_i
             Evidence.read_all(tmp_path)
 
 
-MISSING = object()
-
-
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
         ("schema", 2, "schema 2 is not 1"),
-        ("runs", MISSING, "'runs' is missing"),
-        ("scores/pixel_kd", MISSING, "'pixel_kd' is missing"),
+        ("runs", ..., "'runs' is missing"),
+        ("scores/pixel_kd", ..., "'pixel_kd' is missing"),
         ("runs/apd/fingerprint", "a" * 12, r"runs\.apd\.fingerprint is not that of the exper"),
         ("experiment/seed", -1, "seed"),
         ("experiment/seed", 4, "the file was edited"),
@@ -167,18 +164,11 @@ MISSING = object()
         ("furthest/0", 10, "furthest = .* null or from 0 to 9"),
         ("perspective/distance/2", 2.5, r"perspective\.distance = .* from 0 to 2"),
         ("perspective/divergence/2", math.inf, r"perspective\.divergence = .* from 0 to inf"),
-        ("perspective/disagreement", MISSING, "'disagreement' is missing"),
+        ("perspective/disagreement", ..., "'disagreement' is missing"),
         ("scores/apd/miou/3", -0.5, r"scores\.apd\.miou = .* from 0 to 1"),
         ("scores/teacher", [1], "list indices must be integers"),
     ],
 )
 def test_a_damaged_file_is_refused_by_the_name_of_its_entry(path, value, message):
-    at = content = copy.deepcopy(made_up_evidence().content)
-    *before, last = (int(part) if part.isdigit() else part for part in path.split("/"))
-    for part in before:
-        at = at[part]
-    at[last] = value
-    if value is MISSING:
-        del at[last]
     with pytest.raises(RecordError, match=message):
-        Evidence(content)
+        Evidence(edited(made_up_evidence().content, path, value))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_input import refused
+from bad_input import edited, refused
 from small_detection import small
 from small_experiments import tiny
 
@@ -102,19 +102,6 @@ OF_TABLES = {
     "ap/boxes/ap/0/0/0": (None, 1.01, -0.1, True, "1", 10**400),
 }
 EDITS = {"taught": OF_MATRICES | EVERYWHERE, "alone": EVERYWHERE, "detection": NUMBERS | OF_TABLES}
-
-
-def edited(content, place, value):
-    """A copy with another entry at a place: a value, or what a function makes of the old one; `...` removes it."""
-    *above, last = (int(key) if key.isdecimal() else key for key in place.split("/"))
-    owner = content = copy.deepcopy(content)
-    for key in above:
-        owner = owner[key]
-    if value is ...:
-        del owner[last]
-    else:
-        owner[last] = value(owner[last]) if callable(value) else value
-    return content
 
 
 @pytest.mark.parametrize(("kind", "place"), [(kind, place) for kind, places in EDITS.items() for place in places])

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bad_input import edited
-from chapter_cells import run_cells
+from chapter_cells import book_script, run_cells
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_findings import FOUND, SCENES, detections, made_up_findings, maker
 
 from apd.config.experiment import ExperimentError
-from apd.data.instances import InstanceSample, InstanceSpec, decode
+from apd.data.instances import InstanceSample, InstanceSpec, decode, encode
+from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import Detections, DetectionScorer
 from apd.models.detector import build_detector
 from apd.report import detections as counting
@@ -25,15 +25,37 @@ from apd.report.figures import boxes
 from apd.report.statistics import ComparisonError, spread
 from apd.training.record import Record, RecordError, read_records, records_folder
 
+maker = book_script("detection_findings")
+SCENES = SceneInstances(6, height=96, width=128, context_shift=1.0, seed=0, split="test")
+# of made-up findings, by network: of how many objects one is missed, and how many are false
+FOUND = {"student": (3, 1), "roi_apd": (2, 0), "teacher": (99, 0)}
+
+
+def detections(sample, every, false):
+    """Objects to be found, all but each `every`th of them, and some false ones in a corner."""
+    wanted = (~sample.crowd_N).nonzero().flatten().tolist()
+    kept = [n for place, n in enumerate(wanted) if (place + 1) % every]
+    masks = torch.zeros(false, *sample.image_3HW.shape[1:], dtype=torch.bool)
+    masks[:, :7, :9] = True
+    return Detections(
+        torch.cat([sample.boxes_N4[kept], torch.tensor([[0.0, 0.0, 9.0, 7.0]]).repeat(false, 1)]),
+        torch.linspace(0.95, 0.55, len(kept) + false),
+        torch.cat([sample.labels_N[kept], torch.zeros(false, dtype=torch.long)]),
+        encode(torch.cat([sample.masks_NHW[kept], masks]).numpy()),
+    )
+
+
+def made_up_findings():
+    """Findings of a baseline, a distilled student and a teacher in all scenes."""
+    runs = {name: {"fingerprint": "a" * 12, "weights_sha256": "0" * 64} for name in FOUND}
+    data = {"pictures": 6, "scenes": maker.settings_of(SCENES), "fingerprint": SCENES.fingerprint()}
+    found = {name: [maker.sure_findings(detections(s, *rule)) for s in SCENES] for name, rule in FOUND.items()}
+    return Findings({"schema": 1, "seed": 0, "runs": runs, "data": data, "found": found})
+
 
 @pytest.fixture(scope="module")
 def records():
     return read_records(records_folder("scenes-detection"))
-
-
-@pytest.fixture(scope="module")
-def trials():
-    return read_records(records_folder("scenes-detection-tuning"))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +133,8 @@ def test_the_chapter_works_with_the_records_that_are_there(tmp_path, monkeypatch
     assert ("box AP, difference from " in said) == (kept == "half of the first seed")
 
 
-def test_tables_of_trials_hold_every_scored_trial_and_mark_the_best_of_each_row(trials):
+def test_tables_of_trials_hold_every_scored_trial_and_mark_the_best_of_each_row():
+    trials = read_records(records_folder("scenes-detection-tuning"))
     rates, weights = (boxes.detection_trials_table(trials, weights=weights).description for weights in (False, True))
     scores = {r.experiment.name: f"{100 * reading.validation_score(r):.1f}" for r in trials}
     for table, name, trial in (

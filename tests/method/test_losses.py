@@ -1,14 +1,15 @@
-"""The four terms (`test_distill` compares them with the slow reference): properties, wrong arguments, also of
-perspectives; and means over a batch in parts: sums and counts of all parts together."""
+"""Of the four terms (`test_distill` compares them with the slow reference): properties, wrong arguments, the entropy
+of upsampled logits, whose gradient is our own, and means over a batch in parts."""
 
 import pytest
 import slow_reference as slow
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
-from apd import alignment_loss, class_prototypes, observation_loss, observe, pixel_kd_loss, regularisation_loss
-from apd.losses import masked_mean
+from apd import alignment_loss, class_prototypes, losses, observation_loss, observe, pixel_kd_loss, regularisation_loss
+from apd.losses import masked_mean, upsampled_entropy
 from apd.normalizers import AccumulatedCounts, across_processes, global_count
 from apd.perspective import resize_labels
 
@@ -73,6 +74,39 @@ PROTOTYPES, SMALL = torch.ones(2, 3, 3), LABELS[:, :4, :4]
 def test_wrong_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def coarse_logits(coarse=(3, 3), fine=(8, 8), *, dtype=torch.float64):
+    """With labels on the fine grid, and which of them count."""
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, K, *coarse, generator=random, dtype=dtype).requires_grad_()
+    labels = torch.randint(0, K, (2, *fine), generator=random)
+    return logits, labels, torch.rand(2, *fine, generator=random) < 0.8
+
+
+@pytest.mark.parametrize("band", [1, 60, 10**6], ids=["a-row-a-band", "some-rows", "one-band"])
+@pytest.mark.parametrize(
+    ("coarse", "fine"),
+    [((5, 4), (17, 13)), ((1, 2), (9, 9)), ((7, 7), (7, 7)), ((9, 9), (4, 5)), ((3, 1), (8, 1)), ((1, 1), (1, 1))],
+)
+def test_the_entropy_of_upsampled_logits_is_the_librarys_whatever_the_bands(monkeypatch, band, coarse, fine):
+    monkeypatch.setattr(losses, "BAND_ELEMENTS", band)
+    logits, labels, counted = coarse_logits(coarse, fine)
+    upsampled = F.interpolate(logits, size=fine, mode="bilinear", align_corners=True)
+    theirs = (F.cross_entropy(upsampled, labels, reduction="none") * counted).sum()
+    ours = upsampled_entropy(logits, labels, counted)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(3 * ours, logits), torch.autograd.grad(3 * theirs, logits))
+
+
+@pytest.mark.parametrize(("scale", "kept"), [(1.0, 0), (1e4, 1)], ids=["nothing-counted", "logits-of-ten-thousand"])
+def test_degenerate_logits_leave_a_connected_finite_entropy(scale, kept):
+    logits, labels, counted = coarse_logits(dtype=torch.float32)
+    total = upsampled_entropy(scale * logits, labels, counted & bool(kept))
+    total.backward()
+    assert total.isfinite()
+    assert logits.grad.isfinite().all()
+    assert (total == 0) == (not logits.grad.any()) == (not kept)
 
 
 @given(st.lists(st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=5))

@@ -1,4 +1,4 @@
-"""Prototypes, observations, and labels and maps on other grids."""
+"""Prototypes, observations, both in one step, and labels and maps on other grids."""
 
 from pathlib import Path
 
@@ -8,12 +8,15 @@ import torch
 from torch.nn import functional as F
 
 from apd import class_prototypes, observe, perspective, resize_labels
-from apd.perspective import ABSENT_LOGIT, match_grids, valid_pixels
+from apd.perspective import ABSENT_LOGIT, match_grids, observe_itself, valid_pixels
+
+OPTIONS = [{}, {"scope": "batch"}, {"absent": "zero", "scale": 3.0}, {"scope": "batch", "absent": "zero"}]
+OPTIONS += [{"detach_prototypes": True}, {"detach_prototypes": True, "scope": "batch"}]
 
 
-def maps_and_labels(batch=2, width=6, num_classes=5, grid=(5, 4)):
+def maps_and_labels():
     """Projected features and labels on one grid; about one pixel in seven is ignored, the last class is absent."""
-    example = slow.random_batch(batch=batch, student_channels=width, num_classes=num_classes, grid=grid, labels=grid)
+    example = slow.random_batch(labels=(5, 4))
     return example["student_features"].detach(), example["labels"]
 
 
@@ -70,6 +73,27 @@ def test_prototypes_and_observations_equal_the_class_by_class_reference(scope):
                 assert prototypes[b, label].eq(0).all()
                 assert observed[b, label].eq(ABSENT_LOGIT).all()
                 assert zeroed[b, label].eq(0).all()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("degenerate", ["", "a pixel without direction", "no valid pixel"])
+def test_one_step_equals_the_two_that_define_it_in_value_and_gradient(options, degenerate):
+    features, labels = maps_and_labels()
+    if degenerate == "no valid pixel":
+        labels = torch.full_like(labels, 255)
+    elif degenerate:
+        features[0, :, 1, 1] = 0
+    features.requires_grad_()
+    scope, detach = options.get("scope", "image"), options.get("detach_prototypes", False)
+    seen = {name: options[name] for name in ("absent", "scale") if name in options}
+    prototypes, present = class_prototypes(features, labels, 5, scope=scope)
+    expected = prototypes, present, observe(features, prototypes.detach() if detach else prototypes, present, **seen)
+    got = observe_itself(features, labels, 5, **options)
+    torch.testing.assert_close(got, expected)
+
+    pull = [torch.randn_like(value) for value in (got[0], got[2])]
+    ours, theirs = (torch.autograd.grad([out[0], out[2]], features, pull)[0] for out in (got, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_a_pixel_without_direction_is_left_alone_instead_of_getting_a_huge_gradient():

@@ -21,6 +21,8 @@ REFERENCE = ("api", "genindex", "references", "search")
 HOW_TO = ("command_line", "data", "design_notes", "loops", "networks", "own_loop", "paper_and_code", "reproduce")
 """And of pages without results."""
 APART = {LONG: REFERENCE, LATE: REFERENCE + HOW_TO}
+CHAPTER, SHIFTS = "notebooks/06_perspectives.html", ["0", "0.25", "0.5", "0.75", "1"]
+PHONE, PAPER = {"width": 390, "height": 844}, {"width": 688, "height": 1017}  # A4 without its margins
 
 
 @pytest.mark.parametrize(
@@ -90,9 +92,6 @@ def test_the_button_changes_between_light_and_dark_and_the_logo_with_them(page):
     assert seen == {"light": ["logo-light.svg"], "dark": ["logo-dark.svg"]}
 
 
-CHAPTER = "notebooks/06_perspectives.html"
-
-
 @pytest.fixture(params=["light", "dark"])
 def chapter(opened, request):
     with opened(CHAPTER, color_scheme=request.param) as page:
@@ -125,12 +124,11 @@ def test_every_interactive_figure_is_alive_and_a_cell_is_framed_in_every_image_a
 
 
 def test_a_thumb_can_read_a_cell(opened):
-    phone = {"width": 390, "height": 844}
-    with opened(CHAPTER, has_touch=True, viewport=phone) as page:
+    with opened(CHAPTER, has_touch=True, viewport=PHONE) as page:
         figure = figure_of(page, "cells")
         figure.locator("img").first.tap()
         assert figure.locator(".apd-said").inner_text()
-        assert page.evaluate("document.documentElement.scrollWidth") <= phone["width"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
 def test_a_page_without_interactive_figures_is_light(name, book):
@@ -140,9 +138,6 @@ def test_a_page_without_interactive_figures_is_light(name, book):
     weight = page.stat().st_size + sum((page.parent / part).stat().st_size for part in set(parts))
     assert weight < (4e6 if 'class="apd-live"' in text else 1.5e6)
     assert not re.search("mathjax|fontawesome[.]js", "".join(parts))
-
-
-PAPER = {"width": 688, "height": 1017}  # A4 without its margins
 
 
 @pytest.mark.parametrize("where", ["notebooks/04_ablations.html", "notebooks/05_rivals.html", "reproduce_paper.html"])
@@ -157,3 +152,33 @@ def test_every_column_fits_on_paper_and_what_is_folded_is_open_but_code(opened, 
         assert page.evaluate("document.documentElement.dataset.theme") == "light"
         assert not page.locator(".bd-sidebar-primary").is_visible()
         assert not page.locator(".cell.tag_hide-input > details").first.is_visible()
+
+
+def shown(page):
+    frames = page.locator(".apd-slider .apd-frame")
+    return [name for name, frame in zip(SHIFTS, frames.all(), strict=True) if frame.is_visible()]
+
+
+def test_the_arrow_keys_choose_a_frame_and_the_page_does_not_jump(opened):
+    with opened(CHAPTER, viewport=PHONE) as page:
+        page.wait_for_load_state("networkidle")
+        page.evaluate("window.MathJax?.startup?.promise.then(() => 0)")  # formulas change the height when they are set
+        height = page.evaluate("document.documentElement.scrollHeight")
+        assert shown(page) == ["0"]
+        control = page.locator(".apd-slider").get_by_role("slider", name="context shift")
+        control.press("ArrowRight")
+        assert (shown(page), page.locator(".apd-range span").inner_text()) == (["0.25"], "0.25")
+        control.press("End")
+        assert shown(page) == ["1"]
+        assert control.get_attribute("aria-valuetext") == "1"
+        assert page.evaluate("document.documentElement.scrollHeight") == height
+        page.emulate_media(media="print")
+        assert shown(page) == SHIFTS
+
+
+def test_all_frames_stand_below_one_another_where_no_script_runs(opened):
+    with opened(CHAPTER, java_script_enabled=False) as page:
+        assert shown(page) == SHIFTS
+        tops = [frame.bounding_box()["y"] for frame in page.locator(".apd-slider .apd-frame").all()]
+        assert sorted(set(tops)) == tops
+        assert not page.locator(".apd-slider input").is_visible()

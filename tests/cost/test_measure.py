@@ -1,8 +1,9 @@
-"""Cost of networks, losses and steps: figures against counts by hand, and what is measured is left as it was."""
+"""Cost of networks, losses, steps and runs: against counts by hand, and what is measured is left as it was."""
 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,8 +18,15 @@ from apd.models import build_segmenter
 from apd.models.detector import build_detector
 from apd.report.detections import DETECTION_NAMES
 from apd.report.figures.curves import read_measurements
-from book.figures import detection_speed
+from apd.training.run import task_of
+from apd.training.trainer import Trainer
+from book.figures import detection_speed, loop_speed
 from book.figures.speed import random_batch, step_latency
+
+CPU = torch.device("cpu")
+WRONG = [(name, 0, "at least 1") for name in ("height", "width", "batch")]
+WRONG += [("seconds", 0, "more than 0"), ("device", "meta", "a CPU or CUDA device")]
+SMALLEST = dict(backbone="mobilenet_v3_small", smallest_anchor=8, proposals=40, rois=8, width=8, box_width=16)
 
 
 class Small(nn.Module):
@@ -84,10 +92,6 @@ def test_the_network_the_generator_and_the_environment_are_left_as_they_were(mon
     assert capfd.readouterr() == ("", "")
 
 
-WRONG = [(name, 0, "at least 1") for name in ("height", "width", "batch")]
-WRONG += [("seconds", 0, "more than 0"), ("device", "meta", "a CPU or CUDA device")]
-
-
 @pytest.mark.parametrize(("name", "value", "expected"), WRONG)
 def test_numbers_below_their_least_and_a_device_without_a_memory_figure_are_refused(name, value, expected):
     with pytest.raises(ValueError, match=f"{name}: got '?{value}'?, expected {expected}"):
@@ -102,11 +106,8 @@ def test_a_start_is_a_fresh_python_timed_to_its_end():
     assert set(STARTS) == {"from apd import APDLoss", "apd --help"}
 
 
-SMALL = LossShape(batch=2, channels=8, grid=6, classes=30, labels=48)
-
-
 def test_a_loss_is_timed_on_a_batch_of_few_classes_and_leaves_no_gradient():
-    batch = loss_batch(SMALL, dtype=torch.bfloat16)
+    batch = loss_batch(LossShape(batch=2, channels=8, grid=6, classes=30, labels=48), dtype=torch.bfloat16)
     assert batch["student_features"].shape == (2, 8, 6, 6)
     assert batch["teacher_logits"].shape == (2, 30, 6, 6)
     assert batch["teacher_features"].dtype == torch.bfloat16
@@ -121,18 +122,14 @@ def test_a_loss_is_timed_on_a_batch_of_few_classes_and_leaves_no_gradient():
 
 def test_an_optimiser_step_is_timed_on_a_batch_of_the_experiments_size():
     experiment = tiny("apd", batch_size=4)
-    latency = step_latency(experiment, torch.device("cpu"), seconds=0.01)
+    latency = step_latency(experiment, CPU, seconds=0.01)
     assert 0 < latency.lower <= latency.median <= latency.upper
     batch = random_batch(experiment, classes=10)
     assert (batch.images_B3HW.shape, batch.labels_BHW.shape) == ((4, 3, 32, 32), (4, 32, 32))
     assert 0 <= batch.labels_BHW.min() < batch.labels_BHW.max() < 10
 
 
-BATCH = detection_speed.noise_batch(dict(batch=2, height=64, width=64, classes=3), torch.device("cpu"))
-SMALLEST = dict(backbone="mobilenet_v3_small", smallest_anchor=8, proposals=40, rois=8, width=8, box_width=16)
-
-
-class Slow(torch.nn.Module):
+class Slow(nn.Module):
     """A distiller whose loss takes so many seconds by the clock of the test."""
 
     def __init__(self, clock, seconds):
@@ -149,6 +146,7 @@ def test_what_is_added_is_the_step_without_the_students_and_the_teachers(monkeyp
     student, teacher = (build_detector(num_classes=3, min_size=64, max_size=64, **SMALLEST) for _ in range(2))
     teacher.eval()
     clock, forward = [0.0], teacher.backbone.forward
+    batch = detection_speed.noise_batch(dict(batch=2, height=64, width=64, classes=3), CPU)
 
     def slowly(images):
         clock[0] += 2.0
@@ -161,7 +159,7 @@ def test_what_is_added_is_the_step_without_the_students_and_the_teachers(monkeyp
     monkeypatch.setattr(detection_speed, "timer", lambda: clock[0])
     slow, slower = Slow(clock, 0.5), Slow(clock, 1.0)
     try:
-        cost = detection_speed.detector_step_cost(student, teacher, {"slow": slow, "slower": slower}, BATCH, repeats=2)
+        cost = detection_speed.detector_step_cost(student, teacher, {"slow": slow, "slower": slower}, batch, repeats=2)
     finally:
         hook.remove()
     assert (cost["student"], cost["teacher"], cost["steps"]["slow"]) == ([4000.0] * 3, [2000.0] * 3, [6500.0] * 3)
@@ -177,3 +175,26 @@ def test_every_distiller_is_measured(tmp_path, monkeypatch):
     (measurement,) = read_measurements(tmp_path, "detection-speed")
     (row,) = measurement["rows"]
     assert set(row["steps"]) == set(row["added"]) == set(DETECTION_NAMES) - {"student"}
+
+
+@pytest.mark.parametrize("method", ["student", "apd"])
+def test_the_bare_loop_makes_the_steps_of_a_run(method, tmp_path):
+    start = tiny(method, evaluations=0)
+    experiment = replace(start, network=replace(start.network, dropout=0.0))  # whose draws would be others
+    task = task_of(experiment)
+    run = Trainer(task, tmp_path, task.splits(), *loop_speed.networks(experiment, task, CPU))
+    run.facts["teacher"] = {}
+    losses = [loss.item() for loss in loop_speed.bare_loop(experiment, run.splits.train, CPU)]
+    run.execute()
+    assert losses == pytest.approx([line["loss"] for line in run.log.read()], rel=1e-4)
+
+
+def test_a_row_has_the_ratio_with_its_interval_and_the_committed_ones_are_at_most_1_05(monkeypatch):
+    monkeypatch.setattr(loop_speed, "BLOCK", 1)
+    monkeypatch.setattr(loop_speed, "recipe", lambda *_: tiny("apd"))
+    *_, row = loop_speed.measured(["tiny-apd"], CPU, pairs=4)
+    low, ratio, high = row["ratio"]
+    assert low < ratio < high
+    assert (row["pairs"], row["steps"], row["tensorboard"]) == (4, 4, loop_speed.HAS_TENSORBOARD)
+    for measurement in read_measurements(of="loop-speed"):
+        assert all(row["ratio"][1] <= 1.05 for row in measurement["rows"])

@@ -1,4 +1,4 @@
-"""What happens to a run's files and processes behind its back is refused, passed over or marked, and costs no step."""
+"""What happens to a run's files, data and processes behind its back is refused, passed over or marked."""
 
 import json
 import multiprocessing
@@ -17,11 +17,14 @@ import pytest
 from bad_input import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_experiments import outcome, stopped, tiny, undisturbed
+from own_folders import leave, make
+from small_detection import small
+from small_experiments import DATA, outcome, stopped, tiny, undisturbed
 
 from apd.config.experiment import ExperimentError
 from apd.data.batches import BatchStream
 from apd.data.images import DataError
+from apd.data.scenes import Scenes
 from apd.study.campaign import run_campaign
 from apd.training import record
 from apd.training import trainer as loop
@@ -31,9 +34,14 @@ from apd.training.run_log import RunLog
 from apd.training.task import TeacherError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-
 NASTY = [*b'NaN "1" [2] true null {} {"step":2}'.split(), b"1" * 5000, b"[" * 99999, b"\n", b"\0\xff", b""]
+LOST = (str, os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: os.truncate(path.open("x").name, 2**40))
+MEANT = {  # of dataset.yaml -> what of the split train is named
+    "classes: [crop, soil]": "class_names of the split train: 'soil' then, 'crop' now",
+    "classes: [soil, crop]\nvalues: [1, 0]": "file_values of the split train: [] then, [1, 0] now",
+    "classes: [soil, crop]\nignore: [9]": "void_values of the split train: [] then, [9] now",
+    "classes: [soil, crop]\ncolours: [[0, 0, 0], [1, 1, 1]]": "file_colours of the split train: [] then, [[0, 0, 0],",
+}
 
 
 @settings(max_examples=150)
@@ -53,9 +61,6 @@ def test_whatever_becomes_of_a_log_only_steps_as_they_were_written_count_and_the
     assert kept == [entry for entry in written if entry in kept]
     assert summary["curves"]["iteration"] == [entry["step"] + 1 for entry in kept]
     assert summary.get("log_damaged") == ((lost and {"first": lost[0], "last": lost[-1], "steps": len(lost)}) or None)
-
-
-LOST = (str, os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: os.truncate(path.open("x").name, 2**40))
 
 
 @pytest.mark.parametrize("put", LOST)
@@ -210,3 +215,55 @@ def test_the_recorded_commit_is_the_projects_own_or_none(tmp_path, monkeypatch):
         assert record._git_state.__wrapped__() == state
     monkeypatch.setenv("APD_COMMIT", "a\nb")
     refused(record._git_state.__wrapped__, ExperimentError, names=("APD_COMMIT",))
+
+
+@pytest.mark.parametrize("changed", [*MEANT, "train", "val", "test"])
+def test_a_run_goes_on_and_is_used_with_what_it_was_begun_with_alone(changed, runs, tmp_path, monkeypatch, capsys):
+    folder, words = tmp_path / "fields", MEANT.get(changed, f"fingerprint of the split {changed}: ")
+    data = replace(DATA, name="folder", folder=str(folder), evaluation_split="test")
+    experiment = replace(tiny(), data=data)
+
+    def prepare(*, change):
+        make(folder, test=2)
+        if change and changed in MEANT:
+            (folder / "dataset.yaml").write_text(changed)
+        elif change:
+            shutil.copy(folder / f"images/{changed}/{changed}000.png", folder / f"images/{changed}/{changed}001.png")
+
+    def refuse(begun):
+        prepare(change=True)
+        refused(lambda: train(experiment), CheckpointError, names=(begun, words))
+        prepare(change=False)
+
+    prepare(change=False)
+    stopped(experiment, 3)
+    refuse("begun with other data")
+    assert list(train(experiment).identities) == ["train", "val", "test"]
+    refuse("other images or labels")
+    file, image = run_folder(experiment) / "record.json", folder / "images/val/val000.png"
+    for older in (False, True):
+        if older:  # a record of before there were identities
+            content = json.loads(file.read_text()) | {"digest": ""}
+            del content["data"]["identities"], content["digest"]
+            file.write_text(json.dumps(content))
+            prepare(change=False)
+            assert train(experiment).content == content
+        prepare(change=True)
+        other = changed in MEANT and (not older or "class_names" in words)
+        for command in (("evaluate", file, "--split", "train"), ("predict", file, image, "--to", tmp_path)):
+            assert leave(*command) == int(other)
+            said = capsys.readouterr().err
+            assert words.split(": ")[1] in said if other else ("of an older kind" in said) == older
+            assert "of train are not those" in said or changed != "train" or command[0] != "evaluate"
+    shutil.move(image, seen := tmp_path / "seen.png")
+    shutil.rmtree(folder)
+    assert leave("predict", file, seen, "--to", tmp_path) == 0, "a network is used where its data are not"
+
+
+def test_a_split_without_a_label_that_counts_is_refused_before_a_teacher_is_trained(runs, monkeypatch):
+    objects = small("roi_apd")
+    objects, drawn = replace(objects, data=replace(objects.data, least_pixels=10**6)), Scenes.__getitem__
+    refused(lambda: train(objects), DataError, names=("scenes: the split train has no annotation",))
+    monkeypatch.setattr(Scenes, "__getitem__", lambda *at: [sample := drawn(*at), sample.labels_HW.fill_(255)][0])
+    refused(lambda: train(tiny("apd")), DataError, names=("scenes: the split train has no labelled pixel",))
+    assert not list(runs.rglob("log.jsonl"))

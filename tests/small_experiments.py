@@ -42,8 +42,6 @@ DISTILLERS = {
     "apd": (APDConfig(width=8),),
     "both": (PixelKDConfig(), APDConfig(width=8, pixel_kd=0.0)),
 }
-
-
 SMALLEST = {
     "network.backbone": "test_efficientnet",
     "network.head-width": 8,
@@ -54,6 +52,9 @@ SMALLEST = {
     "teacher.network.head-width": 8,
 }
 """Options of the command line for the smallest networks and scenes."""
+# Children of a server that has imported the package start at once and, unlike a fork of this process, without threads.
+_CHILDREN = multiprocessing.get_context("forkserver")
+_CHILDREN.set_forkserver_preload(["apd.training.run", "torchvision.transforms.v2.functional"])
 
 
 def tiny(method="student", *, seed=0, **training):
@@ -155,11 +156,6 @@ def undisturbed(experiment):
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, APD_RUNS=folder):
         train(experiment)
         return outcome(experiment)
-
-
-# Children of a server that has imported the package start at once and, unlike a fork of this process, without threads.
-_CHILDREN = multiprocessing.get_context("forkserver")
-_CHILDREN.set_forkserver_preload(["apd.training.run", "torchvision.transforms.v2.functional"])
 
 
 def start(function, *arguments, output):

@@ -170,13 +170,11 @@ def test_a_bare_machine_runs_campaigns_and_says_what_the_command_line_lacks(tmp_
     assert "`python -m apd.study.campaign NAME` runs campaigns" in last
 
 
-ADVICE = re.compile(r"(?i)(?:use|set|with|ask for|give|lower) ([a-z_]+=(?:False|True|None|'\w+')|[a-z]+\.[a-z]+_\w+)")
-
-
 def test_advice_that_names_a_field_names_the_option_too():
+    asks = re.compile(r"(?i)(?:use|set|with|ask for|give|lower) ([a-z_]+=(?:False|True|None|'\w+')|[a-z]+\.[a-z]+_\w+)")
     rooms = ("data", "models", "config", "evaluation", "training", "cost", "study", "cli")
     files = [path for room in rooms for path in (Path(cli.__file__).parents[1] / room).rglob("*.py")]
     lines = [line.strip() for path in files for line in path.read_text(encoding="utf-8").splitlines()]
-    advice = [line for line in lines if ADVICE.search(line) and not line.startswith("with ")]
+    advice = [line for line in lines if asks.search(line) and not line.startswith("with ")]
     assert advice != []
     assert [line for line in advice if "--" not in line] == []

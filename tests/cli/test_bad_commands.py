@@ -35,8 +35,6 @@ COMMANDS += [["cost", "--batch", batch] for batch in (str(10**9), DIGITS, "x", "
 COMMANDS += [[name, text] for name in ("train", "recipes", "check", "evaluate", "campaign") for text in (LONG, ANSI)]
 COMMANDS += [[LONG], [ANSI], ["replay", LONG], ["export", LONG, "--to", ANSI], ["predict", LONG, "a\0b"], ["campaign"]]
 COMMANDS += [["campaign", "scenes-tiny", option, DIGITS] for option in ("--workers", "--processes", "--minutes")]
-
-
 pytestmark = pytest.mark.usefixtures("runs")
 
 

@@ -16,6 +16,8 @@ from apd.cli.app import main
 from apd.study.recipes import recipe
 from apd.training.run import run_folder, train
 
+STOPPED = Mock(side_effect=PapermillExecutionError(0, 3, "", "ValueError", "no such thing", []))
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
@@ -100,9 +102,6 @@ def test_what_cannot_be_reported_is_refused_in_one_line(kind, runs, tmp_path, ca
     assert main(["report", *(argument.format(**places) for argument in arguments)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line)
-
-
-STOPPED = Mock(side_effect=PapermillExecutionError(0, 3, "", "ValueError", "no such thing", []))
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ CPU = torch.device("cpu")
 COCO = InstanceDataConfig(name="coco", folder="coco", train_part="val2017", val_part="val2017", height=64, width=80)
 BOXES = {"iterations": 2, "evaluations": 1}
 STUDENT, ROI_APD = (small(method, data=COCO, **BOXES) for method in ("student", "roi_apd"))
+EXPERIMENTS = {"segmentation": tiny("apd", iterations=2, evaluations=1), "detection": small("roi_apd", iterations=2)}
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +138,6 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_computed(
     captured = capsys.readouterr()
     assert [part for part in expected if part not in captured.err] == []
     assert captured.out == ""
-
-
-EXPERIMENTS = {"segmentation": tiny("apd", iterations=2, evaluations=1), "detection": small("roi_apd", iterations=2)}
 
 
 @pytest.fixture(scope="module", params=EXPERIMENTS)

@@ -37,21 +37,11 @@ DISTILLED = tuple(DISTILLERS[method]() for method in OF_DETECTION)
 TEACHER = TeacherConfig(network=DetectorConfig(backbone="resnet50"))
 DETECTION = Experiment(data=InstanceDataConfig(), network=DetectorConfig(), teacher=TEACHER, distillers=DISTILLED)
 WHOLE = Experiment(teacher=TeacherConfig(), distillers=tuple(k() for k in DISTILLERS.values() if k.task != "detection"))
-
-
-def test_fingerprints_are_those_of_the_first_records():
-    """If this fails, a field's default was changed or a field was renamed: every record made so far loses its run.
-    Give the field its old default back and put the better value into the recipes."""
-    assert fingerprint(Experiment()) == "44136fa355b3"
-    assert fingerprint(GOLDEN) == "8b9fe9a483fe"
-    assert fingerprint(GOLDEN.teacher_experiment()) == "cd645d501f8d"
-    assert fingerprint(DETECTION) == "cb37620fe562"
-    assert fingerprint(DETECTION.teacher_experiment()) == "e841ba86f93c"
-
-
 PARTS = (DataConfig, NetworkConfig, TrainingConfig, TeacherConfig, InferenceOptions, InstanceDataConfig, DetectorConfig)
 OWNERS = ("data", "network", "training", "teacher", "inference")
 KINDS = [*PARTS, *DISTILLERS.values()]
+FIELDS = [(kind, f.name) for kind in KINDS for f in dataclasses.fields(kind) if len(get_args(f.type)) != 1]
+FIELDS = [(kind, name) for kind, name in FIELDS if (kind, name) != (InstanceDataConfig, "kind") and name != "method"]
 COMPANIONS = {  # a field is refused without
     (TeacherConfig, "expected_ap"): {"network": DetectorConfig()},
     (InstanceDataConfig, "name"): {"folder": "coco"},
@@ -77,6 +67,16 @@ VALUES = {
 }
 
 
+def test_fingerprints_are_those_of_the_first_records():
+    """If this fails, a field's default was changed or a field was renamed: every record made so far loses its run.
+    Give the field its old default back and put the better value into the recipes."""
+    assert fingerprint(Experiment()) == "44136fa355b3"
+    assert fingerprint(GOLDEN) == "8b9fe9a483fe"
+    assert fingerprint(GOLDEN.teacher_experiment()) == "cd645d501f8d"
+    assert fingerprint(DETECTION) == "cb37620fe562"
+    assert fingerprint(DETECTION.teacher_experiment()) == "e841ba86f93c"
+
+
 def whole_of(part):
     """An experiment that holds the part."""
     network = part.network if isinstance(part, TeacherConfig) else part
@@ -99,10 +99,6 @@ def other_values(kind, name):
                 whole_of(kind(**{name: value}, **COMPANIONS.get((kind, name), {})))
                 if value != default:
                     yield value
-
-
-FIELDS = [(kind, f.name) for kind in KINDS for f in dataclasses.fields(kind) if len(get_args(f.type)) != 1]
-FIELDS = [(kind, name) for kind, name in FIELDS if (kind, name) != (InstanceDataConfig, "kind") and name != "method"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

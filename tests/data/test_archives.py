@@ -56,6 +56,8 @@ TAR, ZIP, SPARSE = tar(), zipped(), {"GNU.sparse.major": "1", "GNU.sparse.minor"
 PAX, EMPTY = tarfile.TarInfo("top/pax"), tarfile.TarInfo("top/empty").tobuf()
 PAX.type, PAX.size = tarfile.XHDTYPE, 1 << 33
 BZIP2 = zipfile.ZIP_BZIP2
+WHOLE = {"zip": ZIP, "tar": TAR, "gz": gzip.compress(TAR), "bz2": bz2.compress(TAR), "xz": lzma.compress(TAR)}
+CHANGES = st.lists(st.tuples(st.floats(0, 0.999), st.binary(max_size=3), st.integers(0, 3)), min_size=1, max_size=3)
 # fmt: off
 NAMES = ["../evil", "/evil", "top/../evil", "C:\\evil", "top\\..\\evil", "top//evil", "x" * 300, "x/" * 600 + "x"]
 BAD = {  # by the words that say what is wrong
@@ -94,10 +96,6 @@ def test_a_bad_archive_is_refused_with_little_memory_and_leaves_nothing(tmp_path
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
     assert os.listdir(tmp_path) == ["x.bin"]
-
-
-WHOLE = {"zip": ZIP, "tar": TAR, "gz": gzip.compress(TAR), "bz2": bz2.compress(TAR), "xz": lzma.compress(TAR)}
-CHANGES = st.lists(st.tuples(st.floats(0, 0.999), st.binary(max_size=3), st.integers(0, 3)), min_size=1, max_size=3)
 
 
 @given(st.sampled_from(sorted(WHOLE)), CHANGES)

@@ -18,6 +18,12 @@ from apd.data.images import DataError
 from apd.data.instances import decode, unpack
 
 HUGE, NAN, INF, ALL = 10**400, float("nan"), float("inf"), [12, 20]
+LENGTHS = st.integers(-3, 40) | st.sampled_from([2**31, 2**32 + 1, 2**62, 2**63 - 1, 2**63, -(2**63), 2**64 + 4, HUGE])
+SIDES = st.tuples(st.integers(1, 6), st.integers(1, 6))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | LENGTHS | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.sampled_from(["size", "counts", "id"]), inner),
+)
 # fmt: off
 FAULTS = {  # of the first entry of a part a field, and what the message says: what it must not hold
     ("annotations", "bbox", r"annotation 1 has bbox = .*\[x, y, width, height\]|annotations\[0\] has bbox = "): [
@@ -125,10 +131,6 @@ def packed(runs):
     return text
 
 
-LENGTHS = st.integers(-3, 40) | st.sampled_from([2**31, 2**32 + 1, 2**62, 2**63 - 1, 2**63, -(2**63), 2**64 + 4, HUGE])
-SIDES = st.tuples(st.integers(1, 6), st.integers(1, 6))
-
-
 @given(SIDES, st.lists(LENGTHS, max_size=8), st.booleans())
 def test_run_lengths_are_read_pixel_by_pixel_or_refused_as_numbers_and_packed(sides, runs, filling):
     runs = [*runs, sides[0] * sides[1] - sum(runs)] if filling else runs
@@ -138,12 +140,6 @@ def test_run_lengths_are_read_pixel_by_pixel_or_refused_as_numbers_and_packed(si
             continue
         pixels = [place % 2 == 1 for place, run in enumerate(runs) for _ in range(run)]
         assert decode({"size": [*sides], "counts": counts}, *sides).T.ravel().tolist() == pixels
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.floats() | LENGTHS | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.sampled_from(["size", "counts", "id"]), inner),
-)
 
 
 @given(st.sampled_from(sorted(FAULTS)), JSON)

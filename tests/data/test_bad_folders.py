@@ -41,6 +41,9 @@ YAML = {  # what the message names -> texts
     "unknown entry": ["~: 4", "3: 4", ".nan: 4", "2020-01-01: 1", "splits: {no: {}}"],
     "is no class": [f"colours: {{? {'z' * 5000} : [1, 2, 3], soil: [1, 1, 1], crop: [2, 2, 2]}}"],
 }  # fmt: skip
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates()
+JSON = st.recursive(SCALARS, lambda some: st.lists(some) | st.dictionaries(st.text(), some))
+ENTRIES = st.sampled_from(["classes", "name", "values", "colours", "ignore", "images", "masks", "splits", "train"])
 
 
 def tiff(path, bits=8, side=48, directories=1, end=0):
@@ -103,11 +106,6 @@ def test_a_bad_file_is_refused_by_its_name_and_what_it_is(tmp_path, fault):
         return [[split.fingerprint(), *split] for split in splits], image_sizes(folder, "train")
 
     assert refused(read, DataError, names=("/", named)) if fault else read()
-
-
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates()
-JSON = st.recursive(SCALARS, lambda some: st.lists(some) | st.dictionaries(st.text(), some))
-ENTRIES = st.sampled_from(["classes", "name", "values", "colours", "ignore", "images", "masks", "splits", "train"])
 
 
 @settings(max_examples=150)

@@ -23,6 +23,8 @@ from apd.training.record import Record, read_record
 from apd.training.run import runs_folder
 
 pytestmark = pytest.mark.usefixtures("own_runs")
+OWN_SIZE = ["--data.height", "0", "--data.width", "0"]
+OWN, FIXED = dict(height=0, width=0), dict(height=64, width=96)
 
 
 def test_counts_are_those_of_the_labels_however_read_and_shares_those_of_the_pixels_that_count(tmp_path):
@@ -144,10 +146,6 @@ def test_predictions_of_one_class_and_scores_of_a_constant_answer_are_said_in_wo
     monkeypatch.setattr("apd.evaluation.inference.confusion_of", lambda *_, **__: torch.tensor(useless))
     assert leave("evaluate", str(path)) == 0
     assert f"warning: {too_weak(torch.tensor(useless), ['soil', 'crop'])}" in capsys.readouterr().err
-
-
-OWN_SIZE = ["--data.height", "0", "--data.width", "0"]
-OWN, FIXED = dict(height=0, width=0), dict(height=64, width=96)
 
 
 def test_what_a_network_sees_follows_from_size_longest_side_scales_and_window():

@@ -26,6 +26,8 @@ from apd.data.instances import InstanceDataset, InstanceSample, InstanceSpec, as
 from apd.data.scenes import SceneInstances, Scenes
 from apd.data.specs import IMAGE_PADDING
 
+SIZE = dict(height=64, width=96, context_shift=0.5, seed=0)
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -127,9 +129,6 @@ def test_a_split_is_found_below_the_data_folder_and_files_that_are_no_json_or_no
     assert message.endswith("Set APD_DATA to the folder that contains pets/.")
     monkeypatch.delenv("APD_DATA")
     refused(lambda: coco_split("coco", "val2017"), MissingData, names=("coco is needed", "APD_DATA is not set"))
-
-
-SIZE = dict(height=64, width=96, context_shift=0.5, seed=0)
 
 
 def made_up(seed=0, objects=6, height=20, width=30):

@@ -21,6 +21,7 @@ KINDS = {
     "pascal_context": ("59_context_labels/*.png", "VOC2010/JPEGImages/*.jpg", 60),
     "coco": ("stuffthingmaps/train2017/*.png", "train2017/*.jpg", 11),
 }
+VOC_VAL, OF_VAL = "VOC2010/ImageSets/Main/val.txt", "annotations/instances_val2017.json"
 
 
 @pytest.fixture(params=WRITERS)
@@ -130,9 +131,6 @@ def instances(part, **fields):
         return json.dumps(content)
 
     return change
-
-
-VOC_VAL, OF_VAL = "VOC2010/ImageSets/Main/val.txt", "annotations/instances_val2017.json"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ from apd.training.checkpoint import CheckpointError
 from apd.training.run import in_steps, run_folder, train
 
 pytestmark = pytest.mark.usefixtures("own_runs")
+NOWHERE = ["images/empty", "no/*.png", "images/train", "dataset.*", r"a\0", "images/*"]
+FAULTS = dict.fromkeys(NOWHERE, "leads to no image that train has not")
+FAULTS["images/**"] = "val000.png is unlabelled and in val (2 such images)"
 
 
 def folder_of(tmp_path, place="images/more"):
@@ -55,11 +58,6 @@ def test_a_folder_or_a_pattern_names_images_that_follow_the_labelled_ones_of_tra
     assert leave("check", folder) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[-2:] == [["images", "4", "2"], ["unlabelled", str(len(names)), "0"]]
-
-
-NOWHERE = ["images/empty", "no/*.png", "images/train", "dataset.*", r"a\0", "images/*"]
-FAULTS = dict.fromkeys(NOWHERE, "leads to no image that train has not")
-FAULTS["images/**"] = "val000.png is unlabelled and in val (2 such images)"
 
 
 @pytest.mark.parametrize("place", FAULTS)

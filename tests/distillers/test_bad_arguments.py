@@ -61,9 +61,6 @@ def test_maps_and_labels_of_another_layout_or_device_are_named(name):
             refused(lambda: make(name)(**random_batch() | {key: other}), ValueError, names=("labels",))  # noqa: B023
 
 
-OPTIONS = {"scope": "batch", "reduction": "element", "absent": "zero", "upsample_logits": True}
-
-
 @every_method
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("mode", ["read", "not read", "beside a CPU", "finer teacher"])
@@ -76,7 +73,7 @@ def test_a_fault_at_an_ignored_pixel_is_as_a_zero_there_in_loss_and_gradient(nam
         ignored = (resize_labels(batch["labels"], batch[key].shape[2:]) == 255)[:, None]
         for kept, fill in ((batch, value), (with_zeros, 0.0)):
             kept[key] = kept[key].detach().masked_fill(ignored, fill).requires_grad_(key.startswith("student"))
-    modules = (module, APDLoss(*SIZES, width=7, **OPTIONS).double()) if name == "apd" else (module,)
+    modules = (module, APDLoss.as_released(*SIZES, width=7).double()) if name == "apd" else (module,)
     for module in modules:
         expected = call(module, with_zeros)
         changes = gradients(expected["loss"], module, with_zeros)

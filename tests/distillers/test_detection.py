@@ -22,6 +22,7 @@ METHODS = {
     "review_kd": lambda channels: ReviewKD(channels, 6, width=4),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
+LARGER, FEW = {"image_sizes": [(96, 128), (96, 80)]}, {"pyramid": {"0": None, "pool": None}}
 
 
 def make(name, student_channels=5):
@@ -186,9 +187,6 @@ def test_beside_a_cpu_too_every_level_is_read_in_the_first_call(name, monkeypatc
         broken = pair.teacher.pyramid | {level: pair.teacher.pyramid[level] * torch.nan}
         with pytest.raises(ValueError, match="teacher_features holds NaN"):
             make(name)(pair._replace(teacher=pair.teacher._replace(pyramid=broken)))
-
-
-LARGER, FEW = {"image_sizes": [(96, 128), (96, 80)]}, {"pyramid": {"0": None, "pool": None}}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from apd.models.detector import build_detector
 
 SPEC = InstanceSpec("shapes", ("disc", "square", "bar"))
 HEIGHT, WIDTH = 300, 320
+DATA = SceneInstances(3, height=64, width=96, context_shift=0.5, seed=0)
 
 
 def rectangles(random: np.random.Generator, count: int) -> np.ndarray:
@@ -143,9 +144,6 @@ def test_without_the_library_the_message_says_what_to_install(monkeypatch):
 def detector(masks=True):
     sizes = dict(min_size=128, max_size=192, width=24, box_width=48, smallest_anchor=8, proposals=60, rois=16)
     return build_detector("resnet18", 3, masks=masks, **sizes, detections=10)
-
-
-DATA = SceneInstances(3, height=64, width=96, context_shift=0.5, seed=0)
 
 
 def test_detections_are_in_the_images_own_pixels_with_classes_from_zero():

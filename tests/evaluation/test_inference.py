@@ -30,6 +30,7 @@ from apd.training.run import run_folder, train, trained_network
 from apd.training.segmentation import build_network
 
 LENGTHS, STRIDES = st.integers(1, 60), st.floats(0.01, 1)
+CASES = st.tuples(st.integers(2, 7), st.integers(0, 2**31 - 1), st.floats(0, 0.9))
 
 
 class ByRed(nn.Module):
@@ -242,9 +243,6 @@ def test_a_runs_final_scores_are_those_of_its_inference_and_the_ones_on_the_way_
     for switches, miou in (((), record.scores.miou), (("--scales", "1"), scores(confusion_of(student, data)).miou)):
         assert leave("evaluate", run_folder(experiment), *switches) == 0
         assert f"mIoU {miou:.4f} over" in capsys.readouterr().out
-
-
-CASES = st.tuples(st.integers(2, 7), st.integers(0, 2**31 - 1), st.floats(0, 0.9))
 
 
 def drawn(classes, seed, ignored, *, shape=(3, 9, 11)):

@@ -18,6 +18,11 @@ from apd.losses import DEFAULT_WEIGHTS
 
 RELEASED = {"scope": "batch", "reduction": "element", "absent": "zero", "upsample_logits": True}
 TERMS = tuple(DEFAULT_WEIGHTS)
+OPTIONS = [{}, RELEASED, {"scope": "batch"}, {"absent": "zero"}, {"reduction": "element"}]
+OPTIONS += [{"scale": 3.0, "temperature": 2.0, "upsample_logits": True, "weights": {"observation": 0.25}}]
+GOLDEN = Path(__file__).parents[1] / "golden"
+CASES = {case["case"]: case for case in json.loads((GOLDEN / "expected.json").read_text())}
+EXACT = {"rel": 1e-9, "abs": 0.0}  # float64; the promise is 1e-5
 
 
 def distiller(dtype=torch.float64, like=None, **options):
@@ -30,10 +35,6 @@ def distiller(dtype=torch.float64, like=None, **options):
 
 def trained(module):
     return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
-
-
-OPTIONS = [{}, RELEASED, {"scope": "batch"}, {"absent": "zero"}, {"reduction": "element"}]
-OPTIONS += [{"scale": 3.0, "temperature": 2.0, "upsample_logits": True, "weights": {"observation": 0.25}}]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -194,11 +195,6 @@ def test_the_loop_of_the_docstring_runs_and_trains_student_and_both_heads():
     assert not any(torch.equal(value, untrained[name]) for name, value in names["distiller"].state_dict().items())
     assert not torch.equal(student.weight, before)
     assert totals[-1] < totals[0]
-
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-CASES = {case["case"]: case for case in json.loads((GOLDEN / "expected.json").read_text())}
-EXACT = {"rel": 1e-9, "abs": 0.0}  # float64; the promise is 1e-5
 
 
 def released(case):

@@ -11,6 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from apd import APDLoss, FeatureTap, tokens_to_map
 
 IMAGES = torch.rand(2, 3, 4, 6)
+COPIES = {
+    "copy of a copy": lambda model: copy.deepcopy(copy.deepcopy(model)),
+    "averaged": lambda model: torch.optim.swa_utils.AveragedModel(model).module,
+    "pickled": lambda model: pickle.loads(pickle.dumps(model)),
+}
 
 
 class Small(nn.Module):
@@ -75,13 +80,6 @@ def test_an_output_changed_in_place_by_a_later_module_is_an_error_and_not_a_wron
     with FeatureTap(model.eval(), "1") as tap:  # compiled code hands out what the module returned
         torch.compile(model, backend="aot_eager", fullgraph=True)(IMAGES)
     torch.testing.assert_close(tap.features, model[1](model[0](IMAGES)))
-
-
-COPIES = {
-    "copy of a copy": lambda model: copy.deepcopy(copy.deepcopy(model)),
-    "averaged": lambda model: torch.optim.swa_utils.AveragedModel(model).module,
-    "pickled": lambda model: pickle.loads(pickle.dumps(model)),
-}
 
 
 @pytest.mark.parametrize("path", ["", "body"])

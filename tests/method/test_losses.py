@@ -14,6 +14,8 @@ from apd.normalizers import AccumulatedCounts, across_processes, global_count
 from apd.perspective import resize_labels
 
 K = 5
+MAPS, LABELS, PRESENT = torch.ones(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.long), torch.ones(2, 3).bool()
+PROTOTYPES, SMALL = torch.ones(2, 3, 3), LABELS[:, :4, :4]
 
 
 def all_terms(batch):
@@ -45,10 +47,6 @@ def test_order_and_names_of_pixels_and_classes_ignored_pixels_and_lengths_of_fea
     stretched = {name: batch[name] * lengths for name in ("student_features", "teacher_features")}
     for changed in (shuffled, renamed, grown, stretched):
         torch.testing.assert_close(all_terms(batch | changed), all_terms(batch))
-
-
-MAPS, LABELS, PRESENT = torch.ones(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.long), torch.ones(2, 3).bool()
-PROTOTYPES, SMALL = torch.ones(2, 3, 3), LABELS[:, :4, :4]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ from apd.models.pretrained import read_tensors
 from apd.training.run import task_of
 from apd.training.task import TeacherError, load_teacher
 
+LOADED = [(18, "apd-psp", 60, "all_convs"), (18, "apd-aspp", 5, "one_conv")]
+LOADED += [(50, "semseg-psp", 60, "one_conv"), (50, "apd-aspp", 60, "all_convs")]
+
 
 def released(depth=18, classes=5, kind="apd-psp"):
     """A made-up checkpoint of narrow heads."""
@@ -86,10 +89,6 @@ def saved(path, tensors):
 def network(depth=18, classes=5, head="psp", **choices):
     torch.manual_seed(1)
     return build_segmenter(f"resnet{depth}_deep", classes, head=head, head_width=8, **choices)
-
-
-LOADED = [(18, "apd-psp", 60, "all_convs"), (18, "apd-aspp", 5, "one_conv")]
-LOADED += [(50, "semseg-psp", 60, "one_conv"), (50, "apd-aspp", 60, "all_convs")]
 
 
 @pytest.mark.parametrize(("depth", "kind", "classes", "rule"), LOADED)

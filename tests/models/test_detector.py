@@ -21,6 +21,9 @@ from apd.distillers.on_detectors import roi_kd
 from apd.models.detector import BODIES, build_detector, fill_from_imagenet
 from apd.models.detector_hooks import DetectorTap, teacher_view, training_step
 
+SIZES = dict(min_size=64, max_size=96, smallest_anchor=8, proposals=60, rois=16, detections=10)
+CLASSES = 3
+
 
 @pytest.mark.parametrize(
     ("theirs", "masks"), [(fasterrcnn_resnet50_fpn, False), (maskrcnn_resnet50_fpn, True)], ids=["boxes", "masks"]
@@ -82,10 +85,6 @@ def test_wrong_settings_and_weights_that_cannot_be_fetched_are_named(monkeypatch
     ):
         with pytest.raises(error, match=message):
             build_detector(**{"backbone": "resnet18", "num_classes": 3} | arguments)
-
-
-SIZES = dict(min_size=64, max_size=96, smallest_anchor=8, proposals=60, rois=16, detections=10)
-CLASSES = 3
 
 
 def student(**options):

@@ -17,6 +17,8 @@ from apd.models import build_segmenter, pretrained
 from apd.models.backbones import create_backbone
 from apd.models.pretrained import OFFLINE_WEIGHTS, TORCHVISION_WEIGHTS, classifier_tensors, create_with_timm_weights
 
+LITE = "efficientnet_lite0"
+
 
 def reference_features(checkpoint, images):
     """The last map of every stage, from the checkpoint's own tensors alone (a stage starts where the width changes)."""
@@ -50,9 +52,6 @@ def reference_features(checkpoint, images):
         if not first:
             maps = maps + shortcut
     return [*features[1:], maps]
-
-
-LITE = "efficientnet_lite0"
 
 
 @pytest.mark.parametrize(

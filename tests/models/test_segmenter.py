@@ -18,6 +18,7 @@ from apd.models.backbones import create_backbone, create_deep_resnet
 from apd.models.segmenter import AtrousPooling, PyramidPooling
 
 TINY = "test_efficientnet"
+ONLY = "but only resnet18_deep, resnet50_deep, resnet101_deep take it"
 
 
 def tiny(seed: int = 0, **choices):
@@ -139,9 +140,6 @@ def test_channels_last_gives_the_same_and_bfloat16_nearly_so_and_the_compiler_on
 def test_images_that_are_not_images_in_0_to_1_are_refused(bad, error, message):
     with pytest.raises(error, match=message):
         tiny().eval()(bad)
-
-
-ONLY = "but only resnet18_deep, resnet50_deep, resnet101_deep take it"
 
 
 @pytest.mark.parametrize(

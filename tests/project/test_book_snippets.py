@@ -20,6 +20,7 @@ from apd.study.campaigns import CAMPAIGNS
 
 RUNNABLE = [page for page in PAGES if blocks(page, PYTHON) and page.name != "README.md"]
 """Without the README, whose Python is meant to be read inside somebody else's loop."""
+FOLDER, STATIC = ROOT / "book" / "figures", ROOT / "book" / "_static"
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
@@ -94,9 +95,6 @@ def test_the_examples_in_docstrings_show_what_happens(module, runs):
     results = doctest.testmod(importlib.import_module(module))
     assert results.attempted > 0
     assert results.failed == 0
-
-
-FOLDER, STATIC = ROOT / "book" / "figures", ROOT / "book" / "_static"
 
 
 @pytest.fixture

@@ -26,6 +26,9 @@ LOCK = (ROOT / "requirements.lock").read_text()
 PYTHONS = [line.split()[-1] for line in PROJECT["classifiers"] if re.search(r"Python :: 3\.", line)]
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 BIN, THIS = Path(sys.executable).parent, Path(__file__).resolve()
+TOOL = r"(?:pip3?|pipx|uv|conda|mamba)[ \t]+(?:install|add)"
+FOREIGN = re.compile(TOOL + r"""(?:[ \t]+-[\w-]+)*[ \t]+['"]?apd(?![\w/-])|\bapd\[[a-z,]+\]['"]""")
+EXTRA = re.compile(r"install\b[^\n`;]*?\.\[([\w,]+)\]")
 
 
 @pytest.mark.parametrize("code", [0, 3])
@@ -62,11 +65,6 @@ def test_the_linter_of_workflows_finds_nothing():
     options = ["--offline", "--strict-collection", "--persona=pedantic", "--no-progress", "--color=never"]
     found = subprocess.run([BIN / "zizmor", *options, WORKFLOW], capture_output=True, text=True, timeout=60)
     assert found.returncode == 0, found.stdout + found.stderr
-
-
-TOOL = r"(?:pip3?|pipx|uv|conda|mamba)[ \t]+(?:install|add)"
-FOREIGN = re.compile(TOOL + r"""(?:[ \t]+-[\w-]+)*[ \t]+['"]?apd(?![\w/-])|\bapd\[[a-z,]+\]['"]""")
-EXTRA = re.compile(r"install\b[^\n`;]*?\.\[([\w,]+)\]")
 
 
 def test_no_text_advises_to_install_the_package_of_another_project_or_an_extra_that_is_not_there():

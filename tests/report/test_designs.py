@@ -22,6 +22,7 @@ from apd.training.run import run_folder, train
 
 STEPS = {"R": 0.0, "A": 0.01, "O": 0.03, "KD": 0.02}
 """What each term adds to a made-up student's share of right pixels."""
+BACKBONES = ("MobileNetV2", "ResNet-18", "EfficientNet")
 
 
 def test_the_regularisation_without_alignment_and_observation_never_reaches_the_student(tmp_path, monkeypatch):
@@ -144,9 +145,6 @@ def test_every_role_and_backbone_is_planned_no_baseline_twice_and_runs_of_a_stud
     assert {e.teacher.network.head for e in planned if e.teacher} == set(HEADS)
     assert len({e.data for e in planned}) == len({replace(e.training, learning_rate=0.1) for e in planned}) == 1
     assert all(e.training.learning_rate == STUDENT_LEARNING_RATES[e.network.backbone] for e in planned)
-
-
-BACKBONES = ("MobileNetV2", "ResNet-18", "EfficientNet")
 
 
 def pair_records(name="scenes-pairs", keep=lambda e: method_in(e) in PAIR_METHODS, same=0.0, better_teacher=0.0):

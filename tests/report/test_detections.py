@@ -29,6 +29,13 @@ maker = book_script("detection_findings")
 SCENES = SceneInstances(6, height=96, width=128, context_shift=1.0, seed=0, split="test")
 # of made-up findings, by network: of how many objects one is missed, and how many are false
 FOUND = {"student": (3, 1), "roi_apd": (2, 0), "teacher": (99, 0)}
+SMALL = dict(min_size=96, max_size=128, smallest_anchor=8, proposals=60, rois=64, width=16, box_width=32)
+BOX = torch.tensor([[4.0, 4.0, 24.0, 24.0]])
+THINGS = torch.tensor([[0.0, 0.0, 10.0, 10.0], [3.0, 0.0, 13.0, 10.0]])
+BETWEEN = torch.tensor([[2.0, 0.0, 12.0, 10.0], [0.0, 0.0, 10.0, 10.0]])
+INSIDE = torch.tensor([[4.0, 4.0, 12.0, 12.0]])
+CROWD = torch.tensor([[0.0, 0.0, 40.0, 40.0]])
+NONE = torch.zeros(0, 4)
 
 
 def detections(sample, every, false):
@@ -147,15 +154,6 @@ def test_tables_of_trials_hold_every_scored_trial_and_mark_the_best_of_each_row(
         cells = row[len(name) :].split()
         assert scores[trial] in cells
         assert cells[cells.index("◂") - 1] == max((cell for cell in cells if cell not in "◂–"), key=float)
-
-
-SMALL = dict(min_size=96, max_size=128, smallest_anchor=8, proposals=60, rois=64, width=16, box_width=32)
-BOX = torch.tensor([[4.0, 4.0, 24.0, 24.0]])
-THINGS = torch.tensor([[0.0, 0.0, 10.0, 10.0], [3.0, 0.0, 13.0, 10.0]])
-BETWEEN = torch.tensor([[2.0, 0.0, 12.0, 10.0], [0.0, 0.0, 10.0, 10.0]])
-INSIDE = torch.tensor([[4.0, 4.0, 12.0, 12.0]])
-CROWD = torch.tensor([[0.0, 0.0, 40.0, 40.0]])
-NONE = torch.zeros(0, 4)
 
 
 def truth_of(boxes_N4, labels, crowd=False) -> InstanceSample:

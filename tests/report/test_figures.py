@@ -22,6 +22,9 @@ from apd.report.statistics import compare, paired_difference
 from apd.study.recipes import METHODS
 
 RIGHT = {"student": 0.6, "student_equal_seconds": 0.63, "pixel_kd": 0.62, "apd_without_kd": 0.61, "apd": 0.66}
+INSIDE, OUTSIDE = ([1.0, 2.0], (0.5, 2.5), ""), ([1.0, 2.0], (-9.0, 9.0), "<>")
+ONE_SIDED = ([7.0, 8.0], (np.nan, np.nan), ">"), ([-7.0], (), "<")
+LABELS = torch.tensor([[0, 3, 255], [3, 3, 8]])
 
 
 def records_of(name="scenes-tiny", keep=lambda e: True, **other):
@@ -145,10 +148,6 @@ def test_a_row_shows_its_mean_its_interval_and_every_seed():
     assert not marks["<"] + marks[">"]
 
 
-INSIDE, OUTSIDE = ([1.0, 2.0], (0.5, 2.5), ""), ([1.0, 2.0], (-9.0, 9.0), "<>")
-ONE_SIDED = ([7.0, 8.0], (np.nan, np.nan), ">"), ([-7.0], (), "<")
-
-
 @pytest.mark.parametrize(("seeds", "ends", "arrowheads"), [INSIDE, OUTSIDE, *ONE_SIDED])
 def test_an_arrowhead_says_where_a_row_goes_on(seeds, ends, arrowheads):
     _, marks = drawn_rows([Row(0, seeds, "#123456", ends)], limits=(0, 3))
@@ -186,9 +185,6 @@ def test_an_outlying_row_does_not_squeeze_the_others_and_a_few_that_rise_by_degr
     assert 3 < high < 12
     rising = differences(**{str(i): [0.001 * 2**i] * 2 for i in range(6)})
     assert limits([row.found for row in rising.values()])[1] > 3.2
-
-
-LABELS = torch.tensor([[0, 3, 255], [3, 3, 8]])
 
 
 def cells(*views):
@@ -241,9 +237,6 @@ def test_a_slider_holds_all_its_frames_and_shows_them_without_a_script():
     assert style.slider(frames("a", "b"), "c").html == style.slider(frames("a", "b"), "c").html
 
 
-SAMPLE = Scenes(1, height=48, width=64, context_shift=0.5, seed=0, split="val")[0]
-
-
 def test_errors_are_red_where_wrong_grey_where_right_white_where_ignored_and_images_chosen_by_their_rank():
     pixels_HW3 = method.error_pixels(torch.tensor([[0, 0, 0]]), torch.tensor([[0, 1, 255]]), 255)
     assert pixels_HW3[0].tolist() == [list(method.RIGHT), list(method.WRONG), [255, 255, 255]]
@@ -251,13 +244,14 @@ def test_errors_are_red_where_wrong_grey_where_right_white_where_ignored_and_ima
 
 
 def test_predictions_have_the_share_of_valid_pixels_that_is_right():
-    labels_HW = SAMPLE.labels_HW
+    sample = Scenes(1, height=48, width=64, context_shift=0.5, seed=0, split="val")[0]
+    labels_HW = sample.labels_HW
     half = labels_HW.clone()
     half[:, ::2] = (half[:, ::2] + 1) % 10
     both = {"all": labels_HW, "half": half, "none": (labels_HW + 1) % 10}
     valid_HW = labels_HW != 255
     share = 100 * float(((half == labels_HW) & valid_HW).sum() / valid_HW.sum())
-    strips = method.prediction_strips([(SAMPLE, both)] * 2, SCENES)
+    strips = method.prediction_strips([(sample, both)] * 2, SCENES)
     assert (strips.html.count("<img"), strips.description.count("ground truth")) == (10, 2)
     for name, expected in (("all", "100"), ("half", f"{share:.0f}"), ("none", "0")):
         assert f"{name} ({expected} % right)" in strips.description

@@ -30,6 +30,7 @@ from apd.training.run import run_folder, train, trained_distiller, trained_netwo
 from apd.training.segmentation import build_network
 
 maker = book_script("perspective_evidence")
+SAMPLES = [build_split(tiny("both").data, "val")[number] for number in (0, 1)]
 
 
 def made_up(seed=0, batch=3, classes=5, channels=7):
@@ -187,9 +188,6 @@ def test_the_command_writes_finished_runs_once_and_again_with_other_weights(reco
     assert maker.main(["--to", str(tmp_path)]) == 1
     assert "cannot be read as JSON" in capsys.readouterr().err
     assert path.read_text() == "{"
-
-
-SAMPLES = [build_split(tiny("both").data, "val")[number] for number in (0, 1)]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,9 @@ from apd.study.ablations import OTHER_METHODS, variant_names
 from apd.study.recipes import METHOD_NAMES, METHODS, recipe
 
 SCORES = st.lists(st.integers(0, 1000).map(lambda value: value / 1000), min_size=2, max_size=12)
+LABELS = {"head_1e-5-context1-seed0": "head_1e-5", "terms_a_o_kd-seed0": "terms_a_o_kd", "kd_3": "kd_3"}
+LABELS |= {"apd_and_cwd-context1-seed0": "apd_and_cwd", "tiny-apd-seed0": "apd"}
+APD = recipe("tiny", "apd")
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0, -0.95])
@@ -92,10 +95,6 @@ def test_effects_of_a_design_are_those_of_a_linear_model_for_each_seed():
         assert not of or found[of] == pytest.approx(dict(enumerate(expected)))
 
 
-LABELS = {"head_1e-5-context1-seed0": "head_1e-5", "terms_a_o_kd-seed0": "terms_a_o_kd", "kd_3": "kd_3"}
-LABELS |= {"apd_and_cwd-context1-seed0": "apd_and_cwd", "tiny-apd-seed0": "apd"}
-
-
 @pytest.mark.parametrize(("label", "key"), LABELS.items())
 def test_a_label_names_the_longest_key_that_stands_in_it_between_hyphens(label, key):
     assert method_of(replace(recipe("tiny", "apd"), name=label), METHOD_NAMES | variant_names()) == key
@@ -130,9 +129,6 @@ def test_scores_of_a_comparison_are_those_of_its_records():
     rows = corrected_gains(comparison, METHODS, "student")
     assert list(rows) == ["apd"]  # without the reference and what has no record
     assert rows["apd"].found == comparison.difference("apd", "student")
-
-
-APD = recipe("tiny", "apd")
 
 
 def changed(method="apd", seed=0, **fields):

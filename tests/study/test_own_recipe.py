@@ -20,6 +20,10 @@ pytestmark = pytest.mark.usefixtures("own_runs")
 TV, LITE0 = ("mobilenetv2_100", "torchvision"), ("efficientnet_lite0", "imagenet")
 LITE2, RANDOM = ("efficientnet_lite2", "imagenet"), (("mobilenetv2_100", "none"), ("efficientnet_lite2", "none"))
 AT_HAND = [((TV, LITE0, LITE2), TV, LITE2), ((LITE0, LITE2), LITE0, LITE2), ((TV,), TV, TV), ((), *RANDOM)]
+YARD = [(360, 480), (480, 640), (338, 600), (480, 360)]
+CHOSEN = [(YARD, (256, 320), (160, 224), 16, 100), ([(64, 96)] * 30, (64, 96), (64, 96), 8, 300)]
+CHOSEN += [([(64, 1280)] * 120, (64, 1280), (32, 832), 16, 600), ([(300, 2)] * 10**6, (288, 32), (288, 32), 16, 10_000)]
+OWN = ["--data.name", "folder", "--data.folder", "FOLDER"]
 
 
 @pytest.mark.parametrize(("known", "student", "teacher"), AT_HAND)
@@ -42,11 +46,6 @@ def test_weights_are_looked_for_where_they_would_be_loaded_from_and_nothing_is_d
     (tmp_path / "hub" / "checkpoints" / "mobilenet_v2-b0353104.pth").touch()
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     assert (module._at_hand(*TV), module._at_hand(*LITE0)) == (True, False)
-
-
-YARD = [(360, 480), (480, 640), (338, 600), (480, 360)]
-CHOSEN = [(YARD, (256, 320), (160, 224), 16, 100), ([(64, 96)] * 30, (64, 96), (64, 96), 8, 300)]
-CHOSEN += [([(64, 1280)] * 120, (64, 1280), (32, 832), 16, 600), ([(300, 2)] * 10**6, (288, 32), (288, 32), 16, 10_000)]
 
 
 @pytest.mark.parametrize(("sizes", "size", "crop", "stride", "steps"), CHOSEN)
@@ -137,9 +136,6 @@ def test_a_size_that_is_asked_for_is_the_recipe_as_ever(asked, tmp_path, monkeyp
     as_ever = recipe("tiny", "apd")
     data = dataclasses.replace(as_ever.data, name="folder", folder=folder)
     assert seen == [dataclasses.replace(as_ever, data=data)]
-
-
-OWN = ["--data.name", "folder", "--data.folder", "FOLDER"]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,11 @@ from apd.training.run import run_folder, train
 from apd.training.segmentation import build_network
 
 CLASSES = {size: published.spec.num_classes for size, published in PUBLISHED.items()}
+CROP = 33
+SIZES = get_args(published.CocoSize)
+REVIEW_WEIGHTS = {"coco": 1.5, "coco_boxes": 1.2, "coco_mobilenet": 1.0, "coco_boxes_mobilenet": 2.0}
+ALL = [(size, method) for size in get_args(PaperSize) for method in PAPER_METHODS]
+ALL += [(size, method) for size in SIZES for method in published.detection_methods_of(size)]
 
 
 @pytest.mark.parametrize(
@@ -99,9 +104,6 @@ def test_converted_weights_pull_as_the_released_ones_where_the_stated_number_of_
     torch.testing.assert_close(*pulls)
 
 
-CROP = 33
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with the miniatures of all four data sets."""
@@ -134,10 +136,6 @@ def test_two_steps_of_the_recipe_are_made_on_the_converted_data(size, place, run
     assert all(each > 0 for value in steps for name, each in value.items() if name.startswith("apd."))
     assert record.content["data"]["images"] == 3
     assert record.content["parameters"] > 16e6
-
-
-SIZES = get_args(published.CocoSize)
-REVIEW_WEIGHTS = {"coco": 1.5, "coco_boxes": 1.2, "coco_mobilenet": 1.0, "coco_boxes_mobilenet": 2.0}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -250,10 +248,6 @@ def test_every_recipe_is_listed_under_its_name_and_a_size_alone_is_with_apd():
 def test_an_unknown_size_or_method_is_refused_with_what_there_is(size, method, message):
     with pytest.raises(ExperimentError, match=message):
         recipe(size, method)
-
-
-ALL = [(size, method) for size in get_args(PaperSize) for method in PAPER_METHODS]
-ALL += [(size, method) for size in SIZES for method in published.detection_methods_of(size)]
 
 
 def shown(name, capsys):

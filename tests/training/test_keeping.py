@@ -17,13 +17,6 @@ from apd.training.run import in_steps, run_folder, train, trained_distiller, tra
 from apd.training.segmentation import SegmentationTask
 
 SCORES = {1: 0.1, 2: 0.5, 3: 0.2, 4: 0.5, 5: 0.4, 6: 0.9}  # by step; what is measured again has none
-
-
-@pytest.fixture(autouse=True)
-def scored(monkeypatch):
-    monkeypatch.setattr(SegmentationTask, "headline", lambda _, fact: ("mIoU", SCORES.get(fact.get("step"), 0.0)))
-
-
 BEST = dict(keep="best", evaluations=6)
 KEPT = [  # options, the step that is kept, the last one
     ({"patience": 2}, 2, 4),
@@ -33,6 +26,11 @@ KEPT = [  # options, the step that is kept, the last one
     ({"evaluations": 3}, 6, 6),
     ({"evaluations": 3, "patience": 1, "iterations": 12}, 4, 8),
 ]
+
+
+@pytest.fixture(autouse=True)
+def scored(monkeypatch):
+    monkeypatch.setattr(SegmentationTask, "headline", lambda _, fact: ("mIoU", SCORES.get(fact.get("step"), 0.0)))
 
 
 @pytest.mark.parametrize(("options", "kept", "last"), KEPT)

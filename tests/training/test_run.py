@@ -29,6 +29,7 @@ from apd.training.segmentation import build_network
 from apd.training.task import TeacherError, load_teacher
 
 CPU = torch.device("cpu")
+TERMS = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 
 
 def test_a_seed_decides_everything_and_another_seed_changes_it(runs):
@@ -203,9 +204,6 @@ def test_a_run_thrown_out_of_its_loop_goes_on_and_ends_bit_equal(name, interrupt
     assert outcome(experiment) == undisturbed(experiment)
     spent = sum(line["seconds"] for line in RunLog(run_folder(experiment) / "log.jsonl").read())
     assert content["wall_seconds"] >= round(spent, 2) - 0.01, "summed over the parts"
-
-
-TERMS = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 
 
 def batch_of(run):

@@ -44,6 +44,9 @@ class Net(nn.Module):
         return self.last(features)
 """
 BUILT = {"features": "body", "logits": "last", "auxiliary": ("one", "two")}
+CASES = {"plain": {}, "list": {"class_weights": LIST}, "balanced": {"class_weights": "balanced"}}
+CASES |= {kind: {"added_loss": kind, "added_loss_weight": 0.5} for kind in LIBRARY}
+CASES["all"] = {"class_weights": LIST, "label_smoothing": 0.2, "added_loss": "dice", "auxiliary_weight": 0.1}
 
 
 @pytest.fixture
@@ -56,11 +59,6 @@ def reference(logits, labels, weights=None, smoothing=0.0):
     logits = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=True)
     weight = None if weights is None else torch.tensor(weights)
     return F.cross_entropy(logits, labels, weight, ignore_index=IGNORE, label_smoothing=smoothing)
-
-
-CASES = {"plain": {}, "list": {"class_weights": LIST}, "balanced": {"class_weights": "balanced"}}
-CASES |= {kind: {"added_loss": kind, "added_loss_weight": 0.5} for kind in LIBRARY}
-CASES["all"] = {"class_weights": LIST, "label_smoothing": 0.2, "added_loss": "dice", "auxiliary_weight": 0.1}
 
 
 @pytest.mark.parametrize("case", CASES)

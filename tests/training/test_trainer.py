@@ -22,7 +22,7 @@ from apd.training.run import run_folder, train
 from apd.training.run_log import NonFiniteLossError, values_of
 from apd.training.trainer import CapturedStep, TrainStep, learning_rate_factors
 
-CPU, PACKAGE = torch.device("cpu"), Path(loop.__file__).parents[1]
+PACKAGE = Path(loop.__file__).parents[1]
 EXPERIMENTS = {"segmentation": tiny("apd"), "detection": small("roi_apd")}
 
 

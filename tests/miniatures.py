@@ -78,11 +78,8 @@ def write_shapes(tmp_path):
 
 
 def write_camvid(root, *, counts=CAMVID_COUNTS, height=32, width=32):
-    """A CamVid tree in the SegNet tutorial's form below `root`, which is returned.
-
-    Labels are blocks of all 11 classes and void; an image shows its labels' colours under noise, so a network can
-    learn from it. `counts` are images per split, by default as many as the reader demands.
-    """
+    """A CamVid tree in the SegNet tutorial's form below `root`: images show their labels' colours under noise, so a
+    network can learn from them; `counts` are images per split, by default as many as the reader demands."""
     rng, colours = np.random.default_rng(0), np.array([*CAMVID.palette, (0, 0, 0)], dtype=np.int16)
     for split, count in counts.items():
         names = [f"{split}_{30 * number:06d}.png" for number in range(count)]

@@ -251,10 +251,8 @@ def run_as_a_command(experiment, runs, on_step=None):
 
 
 def train_until_killed(experiment, runs, touches):
-    """Train with a checkpoint after every step; SIGKILL before the run's files are touched that many times.
-
-    Opening, renaming, making and removing count, so every state that a kill can leave behind is met.
-    """
+    """Train with a checkpoint after every step; SIGKILL before the run's files are touched (opened, renamed, made or
+    removed) that many times: every state that a kill can leave behind is met."""
     seen = 0
     touching = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 

@@ -98,10 +98,8 @@ def test_labels_are_the_classes_of_the_regions_and_borders_grow_with_the_image_a
 
 
 def colour_accuracy(shift):
-    """Share of pixels that get the right class by the nearest class mean in colour and contrast.
-
-    First with the means over many other images, then with the means of the very image.
-    """
+    """Shares of pixels whose nearest class mean in colour and contrast, over other images and over the very image, is
+    the right one."""
 
     def read(index, split):
         scene = draw_scene(0, index, height=48, width=48, context_shift=shift, split=split)

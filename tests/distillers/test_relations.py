@@ -1,5 +1,4 @@
-"""Divergences of pixels from samples in blocks, pairs of prototypes and nodes, and the memories of CIRKD: what is
-queued, where, and that a checkpoint holds it."""
+"""Divergences of pixels from samples, pairs of prototypes, and the memories of CIRKD: what is queued, and where."""
 
 import copy
 

@@ -1,5 +1,4 @@
-"""Label maps and scores of networks: every image once, every pixel covered, every average as it should be, and the
-confusion matrix and its scores against torchmetrics and scikit-learn."""
+"""Label maps of networks, windows and averages included, and their scores, against torchmetrics and scikit-learn."""
 
 import math
 from dataclasses import replace

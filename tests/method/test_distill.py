@@ -1,5 +1,4 @@
-"""APDLoss: against the slow reference and the authors' released loss code (see golden/README.md), who is trained by
-what, weights, precision, compilation, and in a loop."""
+"""APDLoss against the slow reference and the released loss code (see golden/README.md); who is trained by what."""
 
 import json
 import textwrap

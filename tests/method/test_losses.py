@@ -1,5 +1,4 @@
-"""Of the four terms (`test_distill` compares them with the slow reference): properties, wrong arguments, the entropy
-of upsampled logits, whose gradient is our own, and means over a batch in parts."""
+"""Properties of the four terms (`test_distill` has their values), our own entropy of upsampled logits, and means."""
 
 import pytest
 import slow_reference as slow

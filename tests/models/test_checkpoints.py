@@ -26,10 +26,7 @@ def released(depth=18, classes=5, kind="apd-psp"):
 
 
 def what_the_tensors_dictate(t, images, *, rule="one_conv"):
-    """Logits, features and auxiliary logits of the released network in eval mode, from its tensors alone.
-
-    `images` are in 0..255, as its programs read them.
-    """
+    """Logits, features and auxiliary logits in eval mode, from the tensors alone, of images in 0..255."""
 
     def conv(maps, name, stride=1, dilation=1):
         weight, bias = t[f"{name}.weight"], t.get(f"{name}.bias")

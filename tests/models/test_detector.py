@@ -1,5 +1,4 @@
-"""Detectors are torchvision's, and so are their weights; the tap sees what one does in a training step and changes none
-of it; the teacher sees the same boxes."""
+"""Detectors are torchvision's; the tap sees a step and changes nothing of it; the teacher sees the same boxes."""
 
 from contextlib import nullcontext
 from operator import attrgetter

@@ -1,5 +1,4 @@
-"""Segmentation networks: shapes, what flows where, and refusals; deep-stem ResNets: the published sizes, both dilation
-rules, and where their ImageNet weights come from."""
+"""Segmentation networks: shapes, what flows where, refusals; deep-stem ResNets: sizes, dilation, ImageNet weights."""
 
 import math
 import re

@@ -1,5 +1,4 @@
-"""Rank correlations against scipy, their intervals, what is called a relation; and files of evidence: what is read is
-what was written, and a damaged one is refused by the name of its entry."""
+"""Rank correlations against scipy, what is called a relation, and files of evidence: read as written, or refused."""
 
 import math
 

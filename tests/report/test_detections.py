@@ -1,5 +1,4 @@
-"""Comparisons and tables of detection show what the committed records have; what is counted in an image is what the
-rule says; a file of findings gives back what was put in, and is drawn so."""
+"""Comparisons and tables of detection against records, counts in an image against the rule, and files of findings."""
 
 import math
 import re

@@ -1,5 +1,4 @@
-"""Figures say what the records say, are fit for both modes and any page, and answer a pointer without a network; images
-of the method show its labels and matrices."""
+"""Figures say what records and labels say, fit both modes and any page, and answer a pointer without a network."""
 
 import re
 import xml.etree.ElementTree as ElementTree

@@ -179,7 +179,6 @@ def test_two_ranks_wait_together_for_a_run_that_another_process_holds(tmp_path, 
 
 
 def test_torchrun_trains_and_a_rank_that_is_killed_ends_the_job(tmp_path):
-    """The first run of the two processes is the teacher's."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "apd"]
     options = {**OPTIONS, "training.batch-size": 4, "teacher.training.batch-size": 4}
     options["teacher.training.iterations"] = 100_000

@@ -99,7 +99,6 @@ def fill_the_disk(runs, largest, often):
 
 @pytest.mark.parametrize(("largest", "often", "file"), [(100_000, True, "step-00000004"), (900, False, "log.jsonl")])
 def test_a_full_disk_stops_a_run_until_there_is_space(runs, tmp_path, largest, often, file):
-    """Once it is a checkpoint that does not fit any more, once the log."""
     output = tmp_path / "output"
     assert exit_code(fill_the_disk, runs, largest, often, output=output) == 1
     (message,) = output.read_text().splitlines()
@@ -248,7 +247,6 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, write):
 
 
 def test_the_package_unpickles_nothing_freely():
-    """torch.load always with weights_only=True; no pickle, shelve, joblib or NumPy objects."""
     loads = []
     for node in (node for path in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))):
         if isinstance(node, ast.Import | ast.ImportFrom) and ast.unparse(node) != "from pickle import UnpicklingError":

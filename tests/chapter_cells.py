@@ -26,9 +26,9 @@ def run_cells(name, folder=None, **parameters):
     return [item for item in shown if item is not None]
 
 
-def book_script(name):
-    """A script of `book/figures`, imported."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "figures" / f"{name}.py")
+def book_script(name, folder=ROOT / "book" / "figures"):
+    """A script of `book/figures`, or of another folder, imported."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -84,10 +84,6 @@ def test_a_whole_tree_is_reported_with_counts_sizes_and_label_shares(name, tree,
         assert name != "coco" or re.search(row, output)
 
 
-def first(root, pattern):
-    return sorted(root.glob(pattern))[0]
-
-
 def altered(mask, unknown):
     """Write a mask with six pixels of an unknown value."""
     values = pixels(mask).copy()
@@ -108,7 +104,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_first_wrong_file_is_named_the_exit_code_is_1_and_a_conversion_leaves_no_list(name, tree, run, fault):
     spoil, message = FAULTS[fault]
-    mask, image = first(tree, KINDS[name][0]), first(tree, KINDS[name][1])
+    mask, image = (min(tree.glob(pattern)) for pattern in KINDS[name][:2])
     spoil(mask, image, KINDS[name][2])
     for command in ("check", "convert") if fault != "16 bits" else ("check",):
         output = run(name, command, tree, says=message, code=1)
@@ -179,15 +175,15 @@ def test_converted_maps_hold_the_labels_of_the_published_values_and_others_are_n
             run(name, command, tree, says=f"{file}.* move", code=1)
             assert files_of(made) == spoiled
         (made / file).write_text(content)
-    lost = first(made, "val/**/*.png")
+    lost = min(made.glob("val/**/*.png"))
     lost.unlink()
     run(name, "convert", tree, says=f"{lost} is missing, val.txt names it", code=1)
-    Image.fromarray(np.ones_like(pixels(first(made, "train/**/*.png")))).save(lost)
+    Image.fromarray(np.ones_like(pixels(min(made.glob("train/**/*.png"))))).save(lost)
     run(name, "check", tree, says=f"{lost} is not what", code=1)
 
 
 def test_an_image_that_training_would_turn_and_its_map_not_is_refused(name, tree, run):
-    image = first(tree, KINDS[name][1])
+    image = min(tree.glob(KINDS[name][1]))
     Image.open(image).save(image, exif=exif(3))
     run(name, "check", tree, says=f"{image} has an EXIF orientation, by which training would turn it", code=1)
 

@@ -17,11 +17,6 @@ SAMPLES = 6
 OF_PROTOTYPES = pytest.mark.parametrize("name", ["i2ckd", "idd"])
 
 
-def by_library(student, teacher, samples):
-    ours, theirs = (F.log_softmax(vectors @ samples.mT, dim=1) for vectors in (student, teacher))
-    return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
-
-
 def inputs(pixels, *, scale=1.0):
     student, teacher = (scale * torch.randn(pixels, 4, dtype=torch.float64) for _ in range(2))
     return student.requires_grad_(), teacher, F.normalize(torch.randn(SAMPLES, 4, dtype=torch.float64), dim=1)
@@ -33,7 +28,9 @@ def test_value_and_gradient_are_those_of_the_library_wherever_the_blocks_end(pix
     monkeypatch.setattr(relations, "BLOCK_ELEMENTS", 2 * SAMPLES * block)
     student, teacher, samples = inputs(pixels, scale=scale)
     assert not relation_divergence(student, student.detach().clone(), samples).any()  # exactly
-    values = relation_divergence(student, teacher, samples), by_library(student, teacher, samples)
+    ours, theirs = (F.log_softmax(vectors @ samples.mT, dim=1) for vectors in (student, teacher))
+    by_library = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+    values = relation_divergence(student, teacher, samples), by_library
     torch.testing.assert_close(*values)
     weights = torch.arange(1.0, pixels + 1, dtype=torch.float64)
     torch.testing.assert_close(*(torch.autograd.grad(value @ weights, student) for value in values))

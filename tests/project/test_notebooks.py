@@ -1,7 +1,6 @@
 """The rules for stored notebooks, what `pytest --nbval` lets through of them, and the runner that executes them."""
 
 import ast
-import importlib.util
 import re
 import shutil
 import signal
@@ -9,16 +8,15 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
 import yaml
+from chapter_cells import ROOT, book_script
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 IGNORED = "nbval-ignore-output"  # the one way to leave an output uncompared, for curves, timings and images
 IMAGE_TYPES = {"image/png", "image/jpeg", "image/svg+xml"}
@@ -117,8 +115,9 @@ def test_every_notebook_and_page_of_the_book_is_in_its_table_of_contents():
     assert {contents["root"], *(chapter["file"] for chapter in chapters)} == pages
 
 
-def miniature():
-    """Parameters and printed facts, not executed."""
+@pytest.fixture
+def study(tmp_path):
+    """The folder notebooks/ in small: the runner, a note that relative paths find, and a notebook, not executed."""
     parameters = """\
 size: str = "tiny"  # of the study: tiny, small, full
 seed: int = 0  # of everything random
@@ -141,26 +140,16 @@ print(f"took {time.perf_counter() - started:.3f} s")"""
         new_code_cell('print(f"the grey is {seed * 40} of 255")'),
     ]
     python = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    return new_notebook(cells=cells, metadata={"kernelspec": python})
-
-
-@pytest.fixture
-def study(tmp_path):
-    """The folder notebooks/ in small: the runner, a note that relative paths find, and the miniature."""
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
+    (folder := tmp_path / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / "execute.py", folder)
     (folder / "note.txt").write_text("seven\n")
-    nbformat.write(miniature(), folder / "01_mini.ipynb")
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": python}), folder / "01_mini.ipynb")
     return folder
 
 
 @pytest.fixture
 def runner(study):
-    spec = importlib.util.spec_from_file_location("execute", study / "execute.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return book_script("execute", study)
 
 
 def test_pytest_nbval_typed_at_the_root_compares_numbers_and_not_times(study, runner):

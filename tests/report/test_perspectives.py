@@ -33,25 +33,17 @@ maker = book_script("perspective_evidence")
 SAMPLES = [build_split(tiny("both").data, "val")[number] for number in (0, 1)]
 
 
-def made_up(seed=0, batch=3, classes=5, channels=7):
-    """A classifier, prototypes and presence; the last image has one class, the one before it two."""
-    generator = torch.Generator().manual_seed(seed)
-    weights_KC = torch.randn(classes, channels, generator=generator)
-    prototypes_BKC = nn.functional.normalize(torch.randn(batch, classes, channels, generator=generator), dim=2)
-    present_BK = torch.rand(batch, classes, generator=generator) < 0.6
-    present_BK[0] = True
-    present_BK[-2] = torch.arange(classes) < 2
-    present_BK[-1] = torch.arange(classes) == 1
-    return weights_KC, prototypes_BKC * present_BK[:, :, None], present_BK
-
-
 def close(expected):
     return pytest.approx(expected.tolist() if isinstance(expected, torch.Tensor) else expected, abs=1e-5, nan_ok=True)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_distance_and_the_cosines_are_the_formula_written_out(seed):
-    weights_KC, prototypes_BKC, present_BK = made_up(seed)
+    generator = torch.Generator().manual_seed(seed)
+    weights_KC, rows_BKC = torch.randn(5, 7, generator=generator), torch.randn(3, 5, 7, generator=generator)
+    # all classes, two, and one
+    present_BK = torch.stack([torch.ones(5, dtype=torch.bool), torch.arange(5) < 2, torch.arange(5) == 1])
+    prototypes_BKC = nn.functional.normalize(rows_BKC, dim=2) * present_BK[:, :, None]
     found = distance_to_shared(weights_KC, prototypes_BKC, present_BK)
     for b, present_K in enumerate(present_BK):
         here, cosines = present_K.nonzero().flatten().tolist(), {}

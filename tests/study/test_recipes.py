@@ -184,20 +184,17 @@ def test_what_was_chosen_for_detection_is_the_best_of_the_records():
         assert max(tried, key=lambda value: sum(found[label] for label in tried[value])) == chosen, tried
 
 
-def miniature(start):
+@pytest.mark.parametrize(("size", "method"), [("coco", "dense_apd"), ("coco_boxes_mobilenet", "review_kd")])
+def test_two_steps_of_the_recipe_are_made_on_coco_itself(size, method, place, runs, monkeypatch):
     """Only what takes time or a network is smaller: images, widths, steps, backbones, and no ImageNet weights."""
+    monkeypatch.setenv("APD_DATA", str(place))
+    start = recipe(size, method)
     small = dict(weights="none", width=16, box_width=32, smallest_anchor=8, proposals=50, rois=16)
     network = replace(start.network, backbone="mobilenet_v3_small", **small)
     training = replace(start.training, iterations=2, milestones=(1,), warmup=1, batch_size=2, evaluations=0)
-    teacher = start.teacher and replace(start.teacher, network=replace(network, width=24), training=training)
+    teacher = replace(start.teacher, network=replace(network, width=24), training=training)
     data = replace(start.data, height=64, width=96)
-    return replace(start, data=data, network=network, training=training, teacher=teacher)
-
-
-@pytest.mark.parametrize(("size", "method"), [("coco", "dense_apd"), ("coco_boxes_mobilenet", "review_kd")])
-def test_two_steps_of_the_recipe_are_made_on_coco_itself(size, method, place, runs, monkeypatch):
-    monkeypatch.setenv("APD_DATA", str(place))
-    experiment = miniature(recipe(size, method))
+    experiment = replace(start, data=data, network=network, training=training, teacher=teacher)
     record = train(experiment, device="cpu", progress=False)
     first, second = map(json.loads, (run_folder(experiment) / "log.jsonl").read_text().splitlines())
     assert (first["learning_rate"], second["learning_rate"]) == pytest.approx((0.01, 0.001))

@@ -140,16 +140,13 @@ def test_what_cannot_be_run_is_an_error_of_the_experiment_before_anything_is_wri
         train(unknown)
 
 
-def signalled(step):
-    """What Ctrl-C in a terminal does to the workers, and a scheduler's stop."""
-    if step in (1, 2):
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid, signal.SIGINT if step == 1 else signal.SIGTERM)
-
-
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_a_run_with_workers_ends_as_without_even_if_its_workers_are_asked_to_stop(runs):
-    train(tiny(), workers=1, on_step=signalled)
+    def ask(step):  # as Ctrl-C in a terminal does, and a scheduler
+        for worker in multiprocessing.active_children() if step in (1, 2) else ():
+            os.kill(worker.pid, signal.SIGINT if step == 1 else signal.SIGTERM)
+
+    train(tiny(), workers=1, on_step=ask)
     assert outcome(tiny()) == undisturbed(tiny())
     assert multiprocessing.active_children() == []
 

@@ -45,6 +45,7 @@ WRONG = [  # the configuration, the field, its value, what was expected, and fie
     (DataConfig, "jitter", 1.0, "0 <= jitter < 1"),
     (DataConfig, "rotation", 181.0, "degrees between 0 and 180"),
     (DataConfig, "train_images", 0, "an integer >= 1"),
+    *((DataConfig, "labelled_share", wrong, "a share above 0, at most 1") for wrong in (0.0, -0.5, 1.5)),
     (NetworkConfig, "head", "pspp", "one of psp, aspp; did you mean 'psp'?"),
     (NetworkConfig, "aspp_reach", 96, "288, the default: the head psp has none"),
     (NetworkConfig, "weights_file", "r18.pth", "weights = 'imagenet' beside it, not 'none'"),

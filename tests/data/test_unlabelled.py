@@ -12,7 +12,7 @@ from small_experiments import outcome, prepared_run, stopped, tiny, undisturbed
 
 from apd.cli import using
 from apd.config.datasets import build_split
-from apd.config.experiment import DataConfig, Experiment, ExperimentError
+from apd.config.experiment import DataConfig
 from apd.data.batches import Batch
 from apd.data.dataset_yaml import unlabelled_images
 from apd.data.image_folder import PartlyLabelled
@@ -85,9 +85,6 @@ def test_a_damaged_one_is_named_and_a_student_needs_a_distiller_for_them(tmp_pat
     (folder / "images/more/a.png").write_bytes(b"\x89PNG")
     assert trained(folder) == 1
     assert "a.png: cannot be read as an image" in capsys.readouterr().err
-    for share in (0.0, -0.5, 1.5):
-        refused(lambda share=share: DataConfig(labelled_share=share), ExperimentError, names=("labelled_share",))
-    refused(lambda: Experiment(data=DataConfig(unlabelled=True)), ExperimentError, names=("without a distiller",))
 
 
 def test_a_share_of_the_labels_is_spread_over_the_data_and_the_rest_is_unlabelled_or_left_out():

@@ -172,7 +172,6 @@ def test_a_damaged_image_or_a_killed_worker_ends_a_run_in_a_line_with_a_checkpoi
     assert re.match("a process that loads data died" if workers == 2 else "a.png: damaged: fetch it again$", said)
     assert len([*(run_folder(tiny(iterations=30)) / "checkpoints").iterdir()]) == 1
     assert multiprocessing.active_children() == []
-    monkeypatch.undo()
 
 
 def test_files_have_the_users_mode_and_weights_are_on_the_disk_before_the_record(runs, monkeypatch):

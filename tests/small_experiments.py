@@ -42,16 +42,6 @@ DISTILLERS = {
     "apd": (APDConfig(width=8),),
     "both": (PixelKDConfig(), APDConfig(width=8, pixel_kd=0.0)),
 }
-SMALLEST = {
-    "network.backbone": "test_efficientnet",
-    "network.head-width": 8,
-    **{f"data.{side}": 32 for side in ("height", "width", "crop-height", "crop-width")},
-    "data.train-images": 4,
-    "data.evaluation-images": 2,
-    "teacher.network.backbone": "test_efficientnet",
-    "teacher.network.head-width": 8,
-}
-"""Options of the command line for the smallest networks and scenes."""
 # Children of a server that has imported the package start at once and, unlike a fork of this process, without threads.
 _CHILDREN = multiprocessing.get_context("forkserver")
 _CHILDREN.set_forkserver_preload(["apd.training.run", "torchvision.transforms.v2.functional"])

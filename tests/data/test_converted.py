@@ -36,9 +36,8 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _found(data, monkeypatch, tmp_path):
+def _found(data, runs, monkeypatch):
     monkeypatch.setenv("APD_DATA", str(data))
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
 
 
 def test_camvid_has_the_standard_split_in_the_order_of_its_lists_and_half_of_it_is_refused(data, tmp_path):

@@ -101,7 +101,7 @@ def absolute(tmp_path, monkeypatch):
     del DISTILLERS["absolute"], sys.modules["absolute_method"]
 
 
-def test_a_new_method_is_one_file_and_another_of_its_name_is_refused(absolute, tmp_path, monkeypatch):
+def test_a_new_method_is_one_file_and_another_of_its_name_is_refused(absolute, runs, tmp_path):
     experiment = with_distillers(absolute())
     assert from_dict(json.loads(json.dumps(to_dict(experiment)))) == experiment
     assert fingerprint(with_distillers(absolute(weight=3.0))) != fingerprint(experiment)
@@ -113,7 +113,6 @@ def test_a_new_method_is_one_file_and_another_of_its_name_is_refused(absolute, t
 
     trained = prepared_run(experiment, tmp_path).distillers["absolute"].student_parameters()
     assert trained[0].shape[:2] == (TEACHER.network.head_width, NETWORK.head_width)
-    monkeypatch.setenv("APD_RUNS", str(tmp_path))
     assert train(experiment).experiment == experiment
     assert all(entry["absolute.absolute"] > 0 for entry in outcome(experiment)["log"])
     with pytest.raises(TypeError, match=r"^SameConfig.method = 'absolute': absolute_method.AbsoluteConfig has this na"):

@@ -89,9 +89,8 @@ def test_the_whole_lease_is_rehearsed_from_packing_to_unpacking(tmp_path):
 
 
 @pytest.fixture
-def clone(tmp_path, monkeypatch):
+def clone(tmp_path, runs, monkeypatch):
     """A repository with a miniature of CamVid beside it, and a campaign whose networks want ImageNet's weights."""
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("APD_DATA", str(write_camvid(tmp_path / "data" / "CamVid").parent))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     (tmp_path / "torch" / "hub" / "checkpoints").mkdir(parents=True)

@@ -25,9 +25,7 @@ STEPS = {"R": 0.0, "A": 0.01, "O": 0.03, "KD": 0.02}
 BACKBONES = ("MobileNetV2", "ResNet-18", "EfficientNet")
 
 
-def test_the_regularisation_without_alignment_and_observation_never_reaches_the_student(tmp_path, monkeypatch):
-    monkeypatch.setenv("APD_RUNS", str(tmp_path))
-
+def test_the_regularisation_without_alignment_and_observation_never_reaches_the_student(runs):
     def weights_after(name, *distillers):
         experiment = replace(tiny("apd"), name=name, distillers=distillers)
         train(experiment, device="cpu")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_folders import SMALL, SMALL_TEACHER
 from small_detection import small
-from small_experiments import SMALLEST as OPTIONS
 from small_experiments import exit_codes, outcome, run_as_a_command, run_ranks, start_ranks, tiny, train_until_killed
 
 import apd.training.segmentation
@@ -60,9 +60,8 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-def test_two_ranks_leave_one_log_and_one_record_of_all_images(undisturbed, tmp_path, monkeypatch):
+def test_two_ranks_leave_one_log_and_one_record_of_all_images(undisturbed, runs):
     (folder,) = (undisturbed / "runs").glob("apd-seed0-*")
-    monkeypatch.setenv("APD_RUNS", str(tmp_path))
     content, alone = read_record(folder / "record.json").content, train(shared()).content
     assert (content["device"]["ranks"], alone["device"].get("ranks")) == (2, None)
     assert content["fingerprint"] == alone["fingerprint"]
@@ -96,11 +95,10 @@ def test_two_ranks_that_are_killed_go_on_and_end_bit_equal(undisturbed, tmp_path
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_ranks(before, after, tmp_path, monkeypatch):
-    runs, experiment = tmp_path / "runs", shared("student")
+def test_a_run_goes_on_with_another_number_of_ranks(before, after, runs, tmp_path):
+    experiment = shared("student")
     codes = exit_codes(start_ranks(often, experiment, runs, KillAt(4), outputs=tmp_path / "before", size=before))
     assert codes == [-9] * before
-    monkeypatch.setenv("APD_RUNS", str(runs))
     folder = run_folder(experiment)
     kept = (folder / "log.jsonl").read_text().splitlines()[:3]
     assert exit_codes(start_ranks(often, experiment, runs, outputs=tmp_path / "after", size=after)) == [0] * after
@@ -118,10 +116,9 @@ def test_a_request_to_one_rank_stops_all_with_a_checkpoint(tmp_path):
     assert [path.name for path in runs.glob("*/checkpoints/*")] == ["step-00000003"]
 
 
-def test_two_ranks_leave_one_record_of_a_detector_on_all_images(tmp_path, monkeypatch):
+def test_two_ranks_leave_one_record_of_a_detector_on_all_images(runs, tmp_path):
     experiment = shared("roi_apd", small)
-    first, second = run_ranks(run_as_a_command, experiment, tmp_path / "runs", outputs=tmp_path / "out")
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+    first, second = run_ranks(run_as_a_command, experiment, runs, outputs=tmp_path / "out")
     content, val = read_record(run_folder(experiment) / "record.json").content, task_of(experiment).split("val")
     labels = torch.cat([sample.labels_N[~sample.crowd_N] for sample in val])
     assert content["ap"]["boxes"]["things"] == torch.bincount(labels, minlength=3).tolist()
@@ -162,13 +159,12 @@ def wait_and_train(experiment, runs):
     sys.exit(ranks.leave(0))
 
 
-def test_two_ranks_wait_together_for_a_run_that_another_process_holds(tmp_path, monkeypatch):
+def test_two_ranks_wait_together_for_a_run_that_another_process_holds(runs, tmp_path):
     experiment, waiting, output = shared("student"), [], tmp_path / "0"
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
 
     def start_others(step):
         if step == 2:
-            waiting.extend(start_ranks(wait_and_train, experiment, tmp_path / "runs", outputs=tmp_path))
+            waiting.extend(start_ranks(wait_and_train, experiment, runs, outputs=tmp_path))
             while not (output.exists() and "waiting: " in output.read_text()):
                 time.sleep(0.02)
 
@@ -180,11 +176,12 @@ def test_two_ranks_wait_together_for_a_run_that_another_process_holds(tmp_path, 
 
 def test_torchrun_trains_and_a_rank_that_is_killed_ends_the_job(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "apd"]
-    options = {**OPTIONS, "training.batch-size": 4, "teacher.training.batch-size": 4}
-    options["teacher.training.iterations"] = 100_000
-    arguments = ["train", "--method", "student", *(f"--{name}={value}" for name, value in options.items())]
+    command += ["train", "--method=student", *SMALL, *SMALL_TEACHER, "--training.batch-size=4"]
+    command += ["--teacher.training.batch-size=4", "--teacher.training.iterations=100000"]  # whose run is the first
+    command += [f"--data.{side}=32" for side in ("height", "width", "crop-height", "crop-width")]
+    command += ["--data.train-images=4", "--data.evaluation-images=2"]
     environment = {**os.environ, "APD_RUNS": str(tmp_path), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    job = subprocess.Popen([*command, *arguments], env=environment, stdout=-1, stderr=-1, text=True)
+    job = subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True)
     while not (logs := list(tmp_path.glob("*/log.jsonl"))) or len(logs[0].read_text().splitlines()) < 3:
         assert job.poll() is None, job.stderr.read()
         time.sleep(0.05)

@@ -44,9 +44,8 @@ COCO_CONTENT = {
 def write_folder(root, *names, yaml="", values=(0, 1, 255)):
     """Files of 48×40 pixels at the paths in `names`: masks in stripes of values by their names, else noise."""
     root.mkdir(exist_ok=True)
-    (root / "dataset.yaml").write_text(
-        yaml if "classes:" in yaml else "classes: [soil, crop]\n" + yaml, encoding="utf-8"
-    )
+    yaml = yaml if "classes:" in yaml else f"classes: [soil, crop]\n{yaml}"
+    (root / "dataset.yaml").write_text(yaml, encoding="utf-8")
     for name in " ".join(names).split():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -156,7 +156,7 @@ def test_what_cannot_be_read_is_named_in_a_line_and_all_else_is_done(run, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("given", "code", "expected"),
+    ("given", "code", "said"),
     [
         (["empty"], 1, "empty: there is no image or video; expected files of .png"),
         (["*.jpg"], 1, "*.jpg: there is no image or video"),
@@ -164,14 +164,12 @@ def test_what_cannot_be_read_is_named_in_a_line_and_all_else_is_done(run, tmp_pa
         (["a.png", "--batch", "0"], 2, "--batch 0: expected a whole number of at least 1"),
     ],
 )
-def test_what_names_nothing_is_refused_before_anything_is_written(
-    given, code, expected, run, tmp_path, monkeypatch, capsys
-):
+def test_what_names_nothing_is_refused_before_a_file_is_written(given, code, said, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.png"), write(tmp_path / "a-labels.png"), (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
     assert leave("predict", run, *given) == code
     captured = capsys.readouterr()
-    assert expected in captured.err
+    assert said in captured.err
     assert captured.out == ""
     assert sorted(tmp_path.rglob("*")) == before

@@ -44,9 +44,7 @@ def test_a_dry_run_reports_data_sizes_steps_memory_and_time_and_writes_nothing(r
 def test_what_an_accumulation_holds_at_a_time_is_what_memory_is_estimated_for(runs):
     missing, text = dry_run_report(tiny("apd", batch_size=16, accumulation=4, gradient_checkpointing=True), steps=1)
     assert missing == []
-    assert re.search(
-        r"for 4 images in one process, 4 times a step\n.* for 2 images in each of 2 processes, 4 times", text
-    )
+    assert re.search(r"for 4 images in one process, 4 times a step\n.* 2 images in each of 2 processes, 4 times", text)
     assert "for 1 image" not in text
     assert "estimated in fp32 (less with gradient checkpointing)" in text
 

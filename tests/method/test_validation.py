@@ -12,6 +12,10 @@ from apd import CIRKD, CWD, LSKD, APDLoss, FitNet, PixelKD, pixel_kd_loss, two_c
 from apd.perspective import valid_pixels
 from apd.validation import check_grids, values_unchecked
 
+ONE_IMAGE = [((33, 65), (32, 64)), ((1, 1), (7, 900)), ((2, 2), (64, 128)), ((31, 64), (511, 1024)), ((8, 12), (6, 9))]
+ONE_IMAGE += [((128, 96), (500, 375)), ((37, 74), (512, 1024))]  # padded to 512 x 384 before its stride; patches of 14
+APART = [((6, 12), (96, 48)), ((6, 6), (48, 96)), ((37, 37), (512, 1024)), ((3, 2), (32, 48)), ((32, 33), (264, 256))]
+
 
 def small_apd(**options):
     return APDLoss(6, 8, 5, width=4, **options)
@@ -137,15 +141,6 @@ def test_logits_that_are_small_positive_or_log_probabilities_are_no_probabilitie
         PixelKD()(**batch_of() | {"teacher_logits": teacher})
 
 
-ONE_IMAGE = [
-    *(((33, 65), (32, 64)), ((1, 1), (7, 900)), ((2, 2), (64, 128)), ((31, 64), (511, 1024)), ((8, 12), (6, 9))),
-    *(((128, 96), (500, 375)), ((37, 74), (512, 1024))),  # padded to 512 x 384 before a stride of 4; patches of 14
-]
-NOT_ONE_IMAGE = [
-    *(((6, 12), (96, 48)), ((6, 6), (48, 96)), ((37, 37), (512, 1024)), ((3, 2), (32, 48)), ((32, 33), (264, 256)))
-]
-
-
 @every_method
 def test_maps_and_labels_of_other_aspect_ratios_are_refused_by_every_distiller(name):
     contradicting = "aspect ratios contradict each other; (they fit|show both)"
@@ -164,7 +159,7 @@ def test_what_strides_and_paddings_make_of_one_image_passes(grid, size):
             check_grids(dict(zip(names, map(torch.empty, (first, second)), strict=True)))
 
 
-@pytest.mark.parametrize(("grid", "size"), NOT_ONE_IMAGE)
+@pytest.mark.parametrize(("grid", "size"), APART)
 def test_contradicting_grids_are_refused_and_swapped_axes_are_named(grid, size):
     with pytest.raises(ValueError, match="contradict") as caught:
         check_grids({"student_logits": torch.empty(grid), "labels": torch.empty(size)})

@@ -24,9 +24,7 @@ SIZES = dict(min_size=64, max_size=96, smallest_anchor=8, proposals=60, rois=16,
 CLASSES = 3
 
 
-@pytest.mark.parametrize(
-    ("theirs", "masks"), [(fasterrcnn_resnet50_fpn, False), (maskrcnn_resnet50_fpn, True)], ids=["boxes", "masks"]
-)
+@pytest.mark.parametrize(("theirs", "masks"), [(fasterrcnn_resnet50_fpn, False), (maskrcnn_resnet50_fpn, True)])
 def test_at_the_default_sizes_a_detector_is_torchvisions(theirs, masks):
     with torch.device("meta"):
         nets = build_detector("resnet50", 90, masks=masks), theirs(weights=None, weights_backbone=None, num_classes=91)

@@ -54,9 +54,7 @@ def reference_features(checkpoint, images):
     return [*features[1:], maps]
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [(LITE, (64, 96)), ("efficientnet_lite1", (45, 38)), ("efficientnet_lite2", (33, 50))]
-)
+@pytest.mark.parametrize(("name", "size"), [*zip(OFFLINE_WEIGHTS, ((64, 96), (45, 38), (33, 50)), strict=True)])
 def test_the_loaded_network_computes_what_the_checkpoint_says(name, size):
     network = timm.create_model(f"tf_{name}", features_only=True, out_indices=(-2, -1)).eval()
     pretrained.fill_from_classifier(network, name, "imagenet")

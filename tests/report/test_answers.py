@@ -43,9 +43,8 @@ def test_the_detectable_difference_is_found_in_that_share_of_simulated_studies(s
 
 def test_a_tally_counts_better_worse_and_open_comparisons_and_leaves_out_those_of_one_seed():
     rows = holm_corrected({"a": mean_interval(CLEAR), "b": mean_interval(OPEN), "c": mean_interval({0: 0.5})}).values()
-    assert tally(rows, "APD", "KD").startswith(
-        "APD outperforms KD in 1 of 2 comparisons (by 2.2 points); in the other there is"
-    )
+    said = "APD outperforms KD in 1 of 2 comparisons (by 2.2 points); in the other there is"
+    assert tally(rows, "APD", "KD").startswith(said)
     assert tally([], "APD", "KD") == "APD has no runs yet"
     small = holm_corrected({"a": mean_interval({0: 3e-4, 1: 3.1e-4, 2: 3.2e-4})}).values()
     assert "(by 0.03 points)" in tally(small, "APD", "KD")

@@ -98,16 +98,14 @@ def test_costs_are_given_as_multiples_of_both_baselines(campaigns):
     assert [comparison.step_seconds(method) for method in ("apd", LONGER)] == [0.05, 0.05]
 
 
-@pytest.mark.parametrize(
-    ("ahead", "answer"), [(0.06, "outperforms"), (-0.06, "underperforms"), (0.0, "not significant")]
-)
-def test_questions_are_answered_by_what_the_records_say(ahead, answer):
+@pytest.mark.parametrize(("ahead", "said"), [(0.06, "outperforms"), (-0.06, "underperforms"), (0.0, "not significant")])
+def test_questions_are_answered_by_what_the_records_say(ahead, said):
     wobble = {"student": (0.0, 0.01, 0.02), "apd": (0.01, 0.0, 0.02)}
     runs = [(method, seed) for method in wobble for seed in range(3)]
     level = {"student": 0.6, "apd": 0.6 + ahead}
     records = [made_up_record(recipe("tiny", m, seed=s), level[m] + wobble[m][s]) for m, s in runs]
     first, second, *_ = cells_of(tables.answers_table(compare(records))).values()
-    assert first["scenes, context shift 0.5, 200 steps"].startswith(f"{answer} ")
+    assert first["scenes, context shift 0.5, 200 steps"].startswith(f"{said} ")
     assert second["scenes, context shift 0.5, 200 steps"] == "not run"
     many = tables.answers_table(compare(records), questions=[("apd", "student", f"asked {i} times") for i in range(6)])
     assert "performs" not in many.html  # p of 0.009 alone is 0.055 among six

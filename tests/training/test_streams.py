@@ -15,6 +15,7 @@ from apd.training.exit_codes import printing_safely
 from apd.training.record import read_record
 
 FULL = "apd: cannot write to standard output: No space left on device"
+STEERING = ["\x1b[31m", "a\x07", "a\nb", "a\t", "\x9b2J", "\u202ea", "a\r=", "\udcff", "\x00", "\u2028"]
 
 
 def opened(kind):
@@ -83,9 +84,7 @@ def test_a_file_never_gets_the_number_of_a_closed_stream(tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
-@pytest.mark.parametrize(
-    "name", ["\x1b[31m", "a\x07", "a\nb", "a\t", "\x9b2J", "\u202ea", "a\r=", "\udcff", "\x00", "\u2028"]
-)
+@pytest.mark.parametrize("name", STEERING)
 def test_a_name_that_could_steer_a_terminal_is_refused_in_data_and_escaped_in_what_is_printed(name, capsys):
     for spec in (lambda: InstanceSpec("set", (name,)), lambda: DatasetSpec("set", (name,), ((0, 0, 0),))):
         refused(spec, ValueError, names=("expected a text without control characters",))

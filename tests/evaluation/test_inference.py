@@ -70,10 +70,6 @@ def whole(model, images):
     return model(images).logits.softmax(1).detach()
 
 
-def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-
-
 def test_logits_are_brought_to_the_wanted_grid_before_the_arg_max():
     model, images = nn.Sequential(nn.AvgPool2d(3), Convolution()).eval(), random_images(9, 13)
     for size in ((9, 13), (4, 6)):
@@ -163,7 +159,7 @@ def test_windows_cover_a_side_without_a_gap_and_none_leaves_it(length, window, s
 def test_windows_of_any_size_and_stride_give_every_pixel_its_own_answer(size, window, stride, flip, batch):
     model, images = Convolution(kernel=1), random_images(*size, batch)  # it sees one pixel at a time
     options = InferenceOptions(window=window, stride=stride, flip=flip)
-    close(class_probabilities(model, images, options), whole(model, images))
+    torch.testing.assert_close(class_probabilities(model, images, options), whole(model, images))
 
 
 def test_the_mean_over_windows_is_that_of_a_loop_over_pixels_and_a_mirror_image_is_averaged():
@@ -175,10 +171,10 @@ def test_the_mean_over_windows_is_that_of_a_loop_over_pixels_and_a_mirror_image_
         for row, column in product(range(8), range(9)):
             sums[:, :, top + row, left + column] += part[:, :, row, column]
             counts[top + row, left + column] += 1
-    close(found, sums / counts)
+    torch.testing.assert_close(found, sums / counts)
     assert (found - whole(model, images)).abs().max() > 0.01, "windows have edges of their own"
     flipped = class_probabilities(model, images, InferenceOptions(flip=True))
-    close(flipped, (whole(model, images) + whole(model, images.flip(3)).flip(3)) / 2)
+    torch.testing.assert_close(flipped, (whole(model, images) + whole(model, images.flip(3)).flip(3)) / 2)
     assert (flipped - whole(model, images)).abs().max() > 0.01
 
 
@@ -188,7 +184,8 @@ def test_sizes_are_averaged_as_probabilities_on_the_grid_of_the_answer():
     sizes = [(10, 15), (20, 30), (30, 45)]
     assert model.shapes == [(2, 3, *size) for size in sizes]
     shown = [F.interpolate(images, size, mode="bilinear", antialias=True).clamp(0, 1) for size in sizes]
-    close(found, sum(F.interpolate(whole(model, part), (20, 30), mode="bilinear") for part in shown) / 3)
+    answers = [F.interpolate(whole(model, part), (20, 30), mode="bilinear") for part in shown]
+    torch.testing.assert_close(found, sum(answers) / 3)
     smaller = class_probabilities(model, images, InferenceOptions(flip=True, scales=(0.5, 2)), (8, 9))
     torch.testing.assert_close(smaller.sum(1), torch.ones(2, 8, 9))
 

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from bad_input import edited
 from image_files import exif
 from miniatures import FEW, WRITERS, data_script, files_of, for_counts, write_converted
 from PIL import Image
@@ -118,15 +119,9 @@ def without_line(text, number=7):
     return "".join(lines[:number] + lines[number + 1 :])
 
 
-def instances(part, **fields):
-    """A change of an instances file: other fields of the first entry of a list, or a shorter list."""
-
-    def change(text):
-        content = json.loads(text)
-        content[part] = [content[part][0] | fields, *content[part][1:]] if fields else content[part][:-1]
-        return json.dumps(content)
-
-    return change
+def entry(place, value=...):
+    """A change of a JSON file: another value at a place, or none."""
+    return lambda text: json.dumps(edited(json.loads(text), place, value))
 
 
 @pytest.mark.parametrize(
@@ -139,11 +134,11 @@ def instances(part, **fields):
         ("coco", "labels.txt", without_line, "labels.txt is not the published list"),
         ("coco", OF_VAL, None, "instances_val2017.json is missing"),
         ("coco", OF_VAL, lambda text: "[]", "instances_val2017.json is not a file of COCO's instances"),
-        ("coco", OF_VAL, instances("images"), "has 2 images of 3"),
-        ("coco", OF_VAL, instances("categories"), "79 categories of 80"),
-        ("coco", OF_VAL, instances("annotations", image_id=99), "object 1 names an image or a category"),
-        ("coco", OF_VAL, instances("annotations", bbox=[70, 0, 1, 2]), r"object 1 has the box \[70, 0, 1, 2\]"),
-        ("coco", OF_VAL, instances("images", height=31), r"000000000139.jpg is 48×32, its entry says 48×31"),
+        ("coco", OF_VAL, entry("images/2"), "has 2 images of 3"),
+        ("coco", OF_VAL, entry("categories/79"), "79 categories of 80"),
+        ("coco", OF_VAL, entry("annotations/0/image_id", 99), "object 1 names an image or a category"),
+        ("coco", OF_VAL, entry("annotations/0/bbox", [70, 0, 1, 2]), r"object 1 has the box \[70, 0, 1, 2\]"),
+        ("coco", OF_VAL, entry("images/0/height", 31), r"000000000139.jpg is 48×32, its entry says 48×31"),
     ],
 )
 def test_a_fault_in_a_table_or_a_list_is_named(name, tree, file, change, message, run):

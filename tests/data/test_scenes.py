@@ -25,16 +25,6 @@ FEW = [(0, 0, 48, 64, 0.0), (7, 3, 96, 96, 0.5), (1, 2, 130, 40, 1.0)]
 GOLDEN = (1, "d572f893a1317bdb081e88686651485b8a417d8aff6cdfa6d419b8587ad47f57")
 
 
-def regions(seed, index, height, width):
-    """What every pixel's upper left corner shows in a training scene, before any border is drawn."""
-    layout = draw_layout(Dice(seed, 0, index, 0))
-    view = begin(layout, 2 * height, 2 * width)
-    paint_street(view, layout)
-    for each in layout.objects:
-        paint_object(view, each)
-    return np.array(view.canvas.region_of_part)[view.canvas.parts_HW[::2, ::2]], view.canvas.regions
-
-
 def test_scenes_have_not_changed_since_this_generator_version():
     content = hashlib.sha256()
     for seed, index, height, width, shift in FEW:
@@ -84,9 +74,15 @@ def test_labels_are_the_classes_of_the_regions_and_borders_grow_with_the_image_a
     assert border_width(height, width) == border
     if height == 1024:
         height, width = 960, 600  # the same border width in less time
-    region_HW, known = regions(0, 1, height, width)
+    layout = draw_layout(Dice(0, 0, 1, 0))
+    view = begin(layout, 2 * height, 2 * width)
+    paint_street(view, layout)
+    for each in layout.objects:
+        paint_object(view, each)
+    canvas = view.canvas  # no border is drawn yet; every second row and column are the upper left corners of pixels
+    region_HW, known = np.array(canvas.region_of_part)[canvas.parts_HW[::2, ::2]], np.array(canvas.regions)
     scene = draw_scene(0, 1, height=height, width=width)
-    ignored_HW, known = scene.labels_HW == 255, np.array(known)
+    ignored_HW = scene.labels_HW == 255
     assert np.array_equal(scene.labels_HW[~ignored_HW], known[region_HW, 0][~ignored_HW])
     assert np.array_equal(scene.instances_HW > 0, known[region_HW, 1] == 1)
     meet_HW = np.zeros(region_HW.shape, dtype=bool)

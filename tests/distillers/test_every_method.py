@@ -1,6 +1,7 @@
 """Every distillation method: against its slow reference, and the properties that they share."""
 
 import copy
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -255,13 +256,10 @@ def test_a_method_needs_no_maps_that_it_does_not_compare(name):
     assert name != "cwd" or module.student_parameters() == []
 
 
-@pytest.mark.parametrize(
-    ("name", "first", "second"),
-    [("dist", "inter", "intra"), ("dkd", "target", "non_target"), ("cwd", "logits", "features")],
-)
-def test_a_term_of_weight_zero_is_left_out_and_the_other_is_what_it_was(name, first, second):
+@pytest.mark.parametrize("name", ["dist", "dkd", "cwd"])
+def test_a_term_of_weight_zero_is_left_out_and_the_other_is_what_it_was(name):
     both = make(name)(**random_batch())
-    for term, other in ((first, second), (second, first)):
+    for term, other in permutations(both.keys() - {"loss"}):
         module = make(name)
         module.weights[term] = 0.0
         assert set(alone := module(**random_batch())) == {other, "loss"}

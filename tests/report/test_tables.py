@@ -14,7 +14,7 @@ from apd.report.comparisons import corrected_gains, holm_corrected, pairs_of
 from apd.report.figures import answers as reading
 from apd.report.figures import tables
 from apd.report.figures.answers import PAIR_RATES, beside_methods, detectable, interval, pair_trials, trials_table
-from apd.report.statistics import LONGER, compare, mean_interval, method_of, paired_difference
+from apd.report.statistics import LONGER, compare, mean_interval, method_of
 from apd.study import campaigns as study
 from apd.study.ablations import BEST, OTHER_METHODS, at_best, option_variants, plain_variants, variant_names
 from apd.study.campaigns import BEST_OTHER_METHODS, TUNED_METHODS, experiments_of
@@ -44,7 +44,7 @@ def comparison(campaigns):
 
 
 def seeds(*values):
-    return paired_difference(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+    return mean_interval(dict(enumerate(values)))
 
 
 def cells_of(shown):

@@ -1,9 +1,10 @@
-"""Means, intervals, corrections and effects against scipy, and the rules by which records may be compared at all."""
+"""Means, intervals, corrections and effects against scipy, which records may be compared, and how it is worded."""
 
 import math
 from dataclasses import replace
 from itertools import chain, combinations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -12,6 +13,7 @@ from made_up_records import made_up_campaign, made_up_record
 from scipy import stats
 
 from apd.report.comparisons import corrected_gains, factorial_effects, holm, holm_corrected, p_value, subsets
+from apd.report.figures.answers import POWER, answer, detectable, statement, tally
 from apd.report.statistics import ComparisonError, compare, mean_interval, method_of, paired_difference, spread
 from apd.study.ablations import OTHER_METHODS, variant_names
 from apd.study.recipes import METHOD_NAMES, METHODS, recipe
@@ -20,6 +22,7 @@ SCORES = st.lists(st.integers(0, 1000).map(lambda value: value / 1000), min_size
 LABELS = {"head_1e-5-context1-seed0": "head_1e-5", "terms_a_o_kd-seed0": "terms_a_o_kd", "kd_3": "kd_3"}
 LABELS |= {"apd_and_cwd-context1-seed0": "apd_and_cwd", "tiny-apd-seed0": "apd"}
 APD = recipe("tiny", "apd")
+CLEAR, OPEN = {0: 0.020, 1: 0.024, 2: 0.022}, {0: -0.01, 1: 0.0, 2: 0.012}
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0, -0.95])
@@ -166,3 +169,43 @@ def test_a_method_may_have_its_own_learning_rate_and_the_equal_time_baseline_its
     shorter = changed("student_equal_seconds", 1, iterations=7)
     with pytest.raises(ComparisonError, match="iterations"):
         compare([*records[:3], shorter])
+
+
+def worded(values):
+    return statement(holm_corrected({"only": mean_interval(values)})["only"], "APD", "pixel KD")
+
+
+def test_a_significant_difference_is_worded_with_its_direction_size_and_interval():
+    assert worded(CLEAR) == "APD outperforms pixel KD by 2.2 points of mIoU (95 % CI 1.7 to 2.7, 3 seeds)"
+    negated = {seed: -value for seed, value in CLEAR.items()}
+    assert worded(negated) == worded(CLEAR).replace("outperforms", "underperforms")
+
+
+def test_one_that_is_not_significant_names_what_could_have_been_detected_and_one_seed_compares_nothing():
+    missed = f"{100 * detectable(mean_interval(OPEN)):.1f}"
+    assert "do not differ significantly" in worded(OPEN)
+    assert f"detectable with {len(OPEN)} seeds: {missed})" in worded(OPEN)
+    assert "cannot be compared yet" in worded({0: 0.01})
+    assert math.isnan(detectable(mean_interval({0: 0.01})))
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_detectable_difference_is_found_in_that_share_of_simulated_studies(seeds):
+    found = mean_interval(OPEN)
+    deviation, generator = np.std(list(OPEN.values()), ddof=1), np.random.default_rng(0)
+    drawn = generator.normal(detectable(found, seeds=seeds), deviation, (20_000, seeds))
+    share = (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean()
+    assert share == pytest.approx(POWER, abs=0.01)
+
+
+def test_a_tally_counts_better_worse_and_open_comparisons_and_leaves_out_those_of_one_seed():
+    rows = holm_corrected({"a": mean_interval(CLEAR), "b": mean_interval(OPEN), "c": mean_interval({0: 0.5})}).values()
+    said = "APD outperforms KD in 1 of 2 comparisons (by 2.2 points); in the other there is"
+    assert tally(rows, "APD", "KD").startswith(said)
+    assert tally([], "APD", "KD") == "APD has no runs yet"
+    small = holm_corrected({"a": mean_interval({0: 3e-4, 1: 3.1e-4, 2: 3.2e-4})}).values()
+    assert "(by 0.03 points)" in tally(small, "APD", "KD")
+
+
+def test_an_answer_is_read_as_sentences():
+    assert repr(answer("the first", "APD is second")) == "The first. APD is second."

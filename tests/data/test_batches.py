@@ -190,8 +190,8 @@ def test_a_device_reads_the_data_once_in_one_byte_a_value_and_refuses_what_is_wr
     odd = partial(training_batches, Noise(), augmentation=VARIED, **settings)
     refused(odd, ValueError, names=("'odd' is (3, 8, 8)",))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**31))
-    sizes, cuda = ("the 9 training images take 2.0 GiB on cuda, which has 1.0 GiB free", "False"), torch.device("cuda")
-    refused(lambda: module._require_room(2**31, 9, cuda), DataError, names=sizes)
+    sizes, cuda = ("the 9 training images take 0.5 GiB on cuda, which has 1.0 GiB free", "False"), torch.device("cuda")
+    refused(lambda: module._require_room(2**29 + 1, 9, cuda), DataError, names=sizes)
     module._require_room(2**29, 9, cuda)
 
 

@@ -123,6 +123,13 @@ def test_a_module_is_one_room_and_is_named_for_what_it_holds(path):
     assert path.stem not in {"utils", "util", "helpers", "common", "misc", "tools"}
 
 
+def test_tests_mirror_the_package_in_files_of_the_same_size():
+    folders = [path for room in ("apd", "tests") for path in (ROOT / room).iterdir() if any(path.glob("*.py"))]
+    parts, tests = ({path.name for path in folders if path.parent.name == room} for room in ("apd", "tests"))
+    assert tests == {*parts, "method", "project", "browser", "gpu"}
+    assert [path.name for path in (ROOT / "tests").rglob("*.py") if lines(path) >= LINES.stop] == []
+
+
 LIGHT = {  # code: what it does not load
     "import apd": "torchvision timm PIL matplotlib pandas tyro apd.study apd.data apd.models",
     "from apd.cli.app import main; main(['--help'])": "tyro timm",

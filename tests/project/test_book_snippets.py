@@ -18,9 +18,18 @@ from apd.cli.app import COMMANDS, main, recipe_parts, with_recipe
 from apd.distillers.base import DISTILLERS
 from apd.study.campaigns import CAMPAIGNS
 
-RUNNABLE = [page for page in PAGES if blocks(page, PYTHON) and page.name != "README.md"]
-"""Without the README, whose Python is meant to be read inside somebody else's loop."""
+RUNNABLE = [page for page in PAGES if blocks(page, PYTHON)]
 FOLDER, STATIC = ROOT / "book" / "figures", ROOT / "book" / "_static"
+
+
+def inside_a_loop():
+    """What the README's lines find around them."""
+    maps = {
+        name: torch.rand(2, channels, 6, 6).requires_grad_()
+        for name, channels in dict(fs=128, ft=512, zs=19, zt=19).items()
+    }
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    return maps | dict(torch=torch, optimiser=optimiser, loss=torch.zeros(()), labels=torch.randint(19, (2, 48, 48)))
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
@@ -28,7 +37,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("apd.distillers.base.DISTILLERS", dict(DISTILLERS))  # a page may define a method
     torch.manual_seed(0)
-    names = {"__name__": page.stem}
+    names = {"__name__": page.stem} | (inside_a_loop() if page.name == "README.md" else {})
     for first, code in blocks(page, PYTHON):
         # empty lines in front: a traceback tells the page's own line
         exec(compile("\n" * first + code, str(page), "exec"), names)
@@ -74,6 +83,12 @@ def test_a_command_of_a_page_is_one_that_there_is(arguments, capsys):
         case [program, *_]:
             known = "python pip export papermill accelerate torchrun"  # the last two: test_loops
             assert program in known.split()
+
+
+def test_links_of_the_readme_lead_to_files_of_the_project():
+    links = re.findall(r"""(?:\]\(|src(?:set)?=")(?!http)([^)#"]+)""", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) > 9
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_every_data_script_is_on_a_page_with_its_commands():

@@ -82,8 +82,9 @@ def require_range(least: int, most: float, owner: Any, *names: str) -> None:
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:
     """The end of a message: the known name nearest to a mistyped one, empty when none is near."""
-    near = difflib.get_close_matches(value if isinstance(value, str) else "", list(known), n=1, cutoff=0.4)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    named = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(value.casefold() if isinstance(value, str) else "", named, n=1, cutoff=0.4)
+    return f"; did you mean {named[near[0]]!r}?" if near else ""
 
 
 def require_types(owner: Any) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from command_line import consent, run_script
-from fetching import FetchError, list_in, safe_name
+from fetching import ANEW, FetchError, list_in, safe_name
 from label_trees import Labels, Pair, check_tree, convert_tree, files_by_stem, find_tree, in_order, paired, print_shares
 from PIL import Image
 from unpacking import Archive, fetch_all
@@ -149,7 +149,7 @@ def check_instances(root: Path, splits: Mapping[str, tuple[str, int]]) -> None:
             paths = [root / folder / safe_name(image["file_name"], str(file)) for image in content["images"]]
             sizes = [(image["width"], image["height"]) for image in content["images"]]
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise FetchError(f"{file} is not a file of COCO's instances ({error!r:.80}); fetch it again") from error
+            raise FetchError(f"{file} is not a file of COCO's instances ({error!r:.80}); {ANEW}") from error
         counts[split] = np.array([found[category] for category in own])
         for _ in in_order(_check_size, list(zip(paths, sizes, strict=True)), f"instances {split}"):
             pass
@@ -192,7 +192,7 @@ def _read_json(file: Path) -> dict[str, Any]:
             raise ValueError("it has no images, annotations and categories")
         return content
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise FetchError(f"{file} is not a file of COCO's instances ({error}); fetch it again") from error
+        raise FetchError(f"{file} is not a file of COCO's instances ({error}); {ANEW}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ CHUNK_BYTES = 1 << 18
 MAX_MEMBER_BYTES = 64 << 20  # no image or list of a data set here comes near; a decompression bomb does
 NO_ANSWER = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 ATTEMPTS, PAUSE_SECONDS, TIMEOUT_SECONDS = 4, 2.0, 60.0  # the pause doubles before each further try
+ANEW = "move the data set's folder away and fetch it again"  # a folder that is there is left as it is
 SLOWEST = 1000  # bytes a second, after that time (own choice): less would be waited for without end
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from fetching import FetchError
+from fetching import ANEW, FetchError
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
@@ -85,7 +85,7 @@ def files_by_stem(
 ) -> dict[str, Path]:
     """Files of a folder that match a pattern, by what `stem` makes of their names, sorted."""
     if not folder.is_dir():
-        raise FetchError(f"{folder} is missing; fetch the data again")
+        raise FetchError(f"{folder} is missing; {ANEW}")
     return {stem(path.name): path for path in sorted(folder.glob(pattern)) if not path.name.startswith(".")}
 
 
@@ -98,7 +98,7 @@ def paired(root: Path, split: str, images: Mapping[str, Path], masks: Mapping[st
     if special := [path for path in (*images.values(), *masks.values()) if not path.is_file()]:
         raise FetchError(f"{special[0]} is no file")
     if len(images) != count:
-        raise FetchError(f"{root} is not complete: {split} has {len(images)} of {count} pairs; fetch it again")
+        raise FetchError(f"{root} is not complete: {split} has {len(images)} of {count} pairs; {ANEW}")
     return [
         Pair(images[name].relative_to(root).as_posix(), masks[name].relative_to(root).as_posix(), name)
         for name in images
@@ -108,7 +108,7 @@ def paired(root: Path, split: str, images: Mapping[str, Path], masks: Mapping[st
 def decoded(path: Path) -> tuple[str, np.ndarray]:
     """Mode and pixels of an image, decoded to its last byte; FetchError when it is damaged."""
     if not path.is_file() or not path.stat().st_size:  # a pipe, or a system's log, would be waited for
-        raise FetchError(f"{path} is missing or empty; fetch the data again")
+        raise FetchError(f"{path} is missing or empty; {ANEW}")
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:  # of other formats some start programs
             image.verify()  # a PNG's checksums and end mark, which decoding does not look at

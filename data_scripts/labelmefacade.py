@@ -71,6 +71,8 @@ def fetch(dest: Path) -> None:
 
 def convert(root: Path, dest: Path) -> None:
     """Make DEST/LabelMeFacade from the published files: smaller images as JPEG, labels 0 to 7 and 255 as PNG."""
+    if (dest / FOLDER).exists():
+        raise FetchError(f"{dest / FOLDER} is there already; move it away to convert again")
     check_published(root)
     images = files_by_stem(root / "images", "*.jpg")
     dest.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ def check(root: Path) -> None:
     if alone := sorted(set(images) ^ set(labels)):
         raise FetchError(f"{alone[0]} in {root} is only in one of images/ and labels/ ({len(alone)} such names)")
     if len(images) != COUNT:
-        raise FetchError(f"{root} is not complete: {len(images)} of {COUNT} pairs; convert it again")
+        raise FetchError(f"{root} is not complete: {len(images)} of {COUNT} pairs; move it away and convert again")
     splits, counts = splits_of(images), {}
     for split in SPLITS:
         stems = [stem for stem, name in splits.items() if name == split]
@@ -100,7 +102,7 @@ def check(root: Path) -> None:
         print(f"{split:<18}{len(stems):>5} pairs")
     print_shares([*COLOURS, "ignored"], {split: h[[*range(len(COLOURS)), IGNORED]] for split, h in counts.items()})
     if labels_sha256(root) != LABELS_SHA256:
-        raise FetchError(f"{root / 'labels'} holds other labels than the published ones become; convert it again")
+        raise FetchError(f"{root / 'labels'} holds other labels than are expected; move it away and convert again")
     print(
         f"\ncomplete: {COUNT} pairs; labels are the expected ones. JPEG libraries differ in the last bit of an image,"
     )

@@ -138,6 +138,11 @@ def plan(
     return planned
 
 
+def from_here(paths: str) -> str:
+    """Paths with commas between them, absolute where they lead to something from here: a kernel runs elsewhere."""
+    return ",".join(str(Path(path).resolve()) if Path(path).exists() else path for path in paths.split(","))
+
+
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Strip what differs from run to run and from machine to machine though the study does not: timings and paths."""
     for unwanted in ("papermill", "widgets"):
@@ -219,7 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "--in-place stores the notebooks as they are committed, with their own defaults: no -p."
             )
         notebooks = find_notebooks(options.names)
-        planned = plan(notebooks, options.given, all_of_them=not options.names)
+        given = [(name, from_here(text) if name in ("records", "run") else text) for name, text in options.given]
+        planned = plan(notebooks, given, all_of_them=not options.names)
     except WrongArgument as error:
         print(error, file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ import io
 import re
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_args
 
 from apd.fields import UsageError, did_you_mean
@@ -73,6 +74,11 @@ def parse(kind: type, arguments: list[str], **options: Any) -> Any:
         text, hint = re.sub(" For full helptext, .*", "", " ".join(plain.split())), ""
         text = re.sub("^Value error Error parsing [^:]*: |^(Unrecognized options) (?=Unrecognized)", "", text)
         text = re.sub(r"Perhaps you meant: (.*)", _only_flags, text)
+        over = re.match(r"Unrecognized options: ([^-]\S*)", text)
+        if over and options.get("prog") == "apd train":
+            text += f": a recipe's name stands first, as in `apd train {over[1]} …`"
+        elif over and Path(over[1], "record.json").is_file():
+            text += ": one run at a time, so where several fit a pattern name one of them"
         if wrong := re.search(r"invalid choice '([^']*)' for argument '([^']*)'.*?one of \(([^)]*)\)", text):
             value, argument, choices = wrong.groups()
             if hint := did_you_mean(value, re.findall(r"[^', ]+", choices)):
@@ -112,11 +118,14 @@ def recipe_parts(name: str) -> tuple[str, str]:
 
 
 def with_recipe(arguments: list[str]) -> list[str]:
-    """The command line with a recipe's name in front written as --size and --method; any other as it is."""
+    """The command line with a recipe's name, or a size, in front written as --size and --method; any other as it is."""
     if not arguments or arguments[0].startswith("-"):
         return arguments
     name, *rest = arguments
     size, method = recipe_parts(name)
-    if given := only(rest, ("--size", "--method")):
+    given = only(rest, ("--size", "--method"))
+    if name == size and given == only(rest, ("--method",)):
+        return ["--size", size, *rest]
+    if given:
         raise UsageError(f"{' '.join(given)}: the recipe {name} says it already, so leave one of them out")
     return ["--size", size, "--method", method, *rest]

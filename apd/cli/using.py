@@ -66,7 +66,8 @@ class _OfARun:
 
 @dataclass(frozen=True, kw_only=True)
 class _Evaluate(_OfARun):
-    split: Literal["train", "val", "test"] = "val"  #: Split of the run's own data.
+    split: Literal["train", "val", "test", "test_out_of_place", "night"] = "val"
+    """Split of the run's own data; the last two are labelmefacade's."""
     csv: Path | None = None  #: File for a table of the classes: IoU, accuracy and labelled pixels. For segmentation.
     pictures: Path | None = None
     """Folder for every image's label map, NAME-labels.png with the class colours as palette, or for what a detector
@@ -86,7 +87,7 @@ def evaluate(arguments: list[str], sentence: str) -> int:
         raise UsageError(f"--pictures {chosen.pictures}: expected a folder, and this is a file")
     if detection and chosen.csv is not None:
         raise UsageError("--csv is for segmentation; a detector's AP of every class is printed")
-    if data.name == "coco" and chosen.split == "test":
+    if detection and data.name == "coco" and chosen.split == "test":
         raise UsageError(f"--split test: this run's data have train ({data.train_part}) and val ({data.val_part}) only")
     task, training = task_of(record.experiment), chosen.split == "train"
     dataset = task.split(chosen.split)

@@ -259,4 +259,4 @@ class Experiment:
 
 def as_label(name: str) -> str:
     """A name as part of a run's label: what is no letter, figure, dot or underscore becomes an underscore."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "_", name)
+    return re.sub(r"[^\w.]+", "_", name)

@@ -76,12 +76,13 @@ class LabelMeFacade(FolderDataset):
 
     def __init__(self, split: str, **options: int | bool | None) -> None:
         _check_split(split, LABELMEFACADE)
-        root = find_data("LabelMeFacade")
+        convert = "`python data_scripts/labelmefacade.py convert DEST/LabelMeFacade-published DEST`"
+        root = find_data("LabelMeFacade", then=f", then {convert}")
         pairs = {image.stem: (image, mask) for image, mask in pair_folders(root / "images", root / "labels")}
         wanted = listed_splits()[split]
         if missing := [stem for stem in wanted if stem not in pairs]:
             lack = f"{missing[0]} and {len(missing) - 1} more of the {len(wanted)} images of {split}"
-            raise MissingData(f"{root} lacks {lack}; run `python data_scripts/labelmefacade.py convert` again")
+            raise MissingData(f"{root} lacks {lack}; move it away and run {convert}")
         super().__init__(LABELMEFACADE, [pairs[stem] for stem in wanted], **options)
 
 
@@ -126,5 +127,5 @@ def _listed_pairs(root: Path, file: Path, advice: str) -> Iterator[tuple[Path, P
         pair = root / names[0], root / names[1]
         for path in pair:
             if not os.path.isfile(path):  # False, unlike Path's own, of a name too long
-                raise MissingData(f"{path} is missing, {file.name} line {number} names it; fetch it again or {advice}")
+                raise MissingData(f"{path} is missing, {file.name} line {number} names it; restore it, or {advice}")
         yield pair

@@ -22,14 +22,15 @@ ELSEWHERE = "expected a folder with images; the dataset.yaml of a folder of your
 CACHE_BYTES = 2 << 30  # own choice: CamVid fits at any size, ADE20K (28 GB) and Cityscapes (25 GB) do not
 
 
-def find_data(name: str, *, script: str | None = None) -> Path:
-    """Folder of a data set below ``APD_DATA``; else MissingData, which names its `script` (default: the name's)."""
+def find_data(name: str, *, script: str | None = None, then: str = "") -> Path:
+    """Folder of a data set, absolute or below ``APD_DATA``; else MissingData, which names its `script` (default: the
+    name's) and what comes `then`."""
     script = f"{name.lower()}.py" if script is None else script
-    fetch = f", or run `python data_scripts/{script} fetch DEST` and set APD_DATA to DEST" if script else ""
+    fetch = f", or run `python data_scripts/{script} fetch DEST`{then} and set APD_DATA to DEST" if script else ""
     advice = f"Set APD_DATA to the folder that contains {name}/{fetch}."
     parent = os.environ.get("APD_DATA")
-    root = Path(os.path.expanduser(parent or "")) / name  # unlike Path, it takes a user who is not there
-    if parent and os.path.isdir(root):  # False, unlike Path's own, of a name too long
+    root = Path(os.path.expanduser(parent or ""), os.path.expanduser(name))  # knows unknown users
+    if (parent or root.is_absolute()) and os.path.isdir(root):  # False, unlike Path's own, of a name too long
         return root
     held = f"holds no folder {name}/" if os.path.isdir(root.parent) else "is not a folder"
     found = f"APD_DATA={parent} {held}" if parent else "the environment variable APD_DATA is not set"

@@ -160,7 +160,7 @@ class Segmenter(nn.Module):
 
         `download` goes to `huggingface_hub.snapshot_download`, such as `revision`. A RuntimeError says what is wrong.
         """
-        at, known = Path(source), [CONFIG_FILE, WEIGHTS_FILE]
+        at, known = Path(source).expanduser(), [CONFIG_FILE, WEIGHTS_FILE]
         try:
             if not at.is_dir():
                 from huggingface_hub import snapshot_download

@@ -4,7 +4,7 @@ import importlib.util
 import math
 from dataclasses import replace
 from operator import attrgetter
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import torch
@@ -119,7 +119,7 @@ def _data(folder: Path | str, sizes: list[tuple[int, int]], size: tuple[int, int
     size = {"height": height, "width": width, "crop_height": crop[0], "crop_width": crop[1]}
     split = "test" if has_split(folder, "test") else "val"
     augmented = {"scale_min": 0.75, "scale_max": 1.75, "jitter": 0.2}
-    data = DataConfig(name="folder", folder=str(folder), evaluation_split=split, **size, **augmented)
+    data = DataConfig(name="folder", folder=PurePath(folder).as_posix(), evaluation_split=split, **size, **augmented)
     zoom = math.sqrt(IMAGE_AREA / (mean[0] * mean[1]))
     if height or zoom >= 1:
         return data

@@ -133,7 +133,8 @@ def recipe(
     if size not in get_args(Size):
         raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(Size))}")
     if method not in (methods := methods_of(size)):
-        there_are = f"{', '.join(methods)} at size {size}{did_you_mean(method, methods)}"
+        elsewhere = next((f"; it is of size {s}" for s in get_args(Size) if method in methods_of(s)), "")
+        there_are = f"{', '.join(methods)} at size {size}{elsewhere or did_you_mean(method, methods)}"
         raise ExperimentError(f"method = {method!r}: expected one of {there_are}")
     if size in get_args(published.DetectionSize):
         return published.detection_recipe(size, method, seed=seed)

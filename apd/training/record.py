@@ -144,6 +144,7 @@ def read_record(path: Path) -> Record:
         return Record(read_json(Path(path)), source=str(path))
     except RecordError as error:
         fix = "Restore the file (records are committed), or delete it to have it made again"
+        fix = fix if os.path.lexists(path) else "Give the path of a record.json"
         raise RecordError(f"{error}. {fix}") from error
 
 
@@ -151,7 +152,7 @@ def read_records(folder: Path) -> list[Record]:
     """Every record of a folder, sorted by file name. RecordError where it holds none, or one of them is wrong."""
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
-        raise RecordError(f"{folder}: no records; run the campaign of that name (apd campaign {Path(folder).name})")
+        raise RecordError(f"{folder}: no records; run a campaign into it (apd campaign NAME --records {folder})")
     return [read_record(path) for path in paths]
 
 

@@ -198,13 +198,13 @@ def load_teacher(task: Any, path: Path, num_classes: int, device: torch.device) 
     `path` is a run's, whose record must know them, or any that can be read; its digest becomes `task.teacher_sha256`.
     """
     path = Path(os.path.expanduser(path))
+    if path.name == "record.json" or (path / "record.json").is_file():  # a run, as other commands take it
+        path = (path if path.is_dir() else path.parent) / "weights.safetensors"
     record, given = path.with_name("record.json"), task.experiment.teacher.weights_file
     fix = f"restore it, or delete {record} to finish the teacher's run again"
     if given:
         fix = "give another --teacher.weights-file, or by --teacher.network.… the network that it is of"
     if not path.is_file():
-        inside = path / "weights.safetensors"
-        fix = f"did you mean {inside}?" if inside.is_file() else fix
         raise TeacherError(f"teacher weights {path}: there is no such file; {fix}")
     known = read_record(record).content if path.name == "weights.safetensors" and record.is_file() else {}
     network = task.experiment.teacher.network

@@ -8,6 +8,7 @@ import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from own_folders import leave
 from small_experiments import exit_code, tiny
 
 from apd.cli import app as cli
+from apd.config.experiment import DataConfig
 from apd.config.identity import from_dict, to_dict
 from apd.cost.measure import LossShape
 from apd.evaluation.inference import scores
@@ -115,8 +117,18 @@ def test_recipes_are_listed_and_shown_as_they_are_run(arguments, capsys):
     recipes = dict(all_recipes())
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(recipes)
     assert {name: recipe(*cli.recipe_parts(name)) for name in recipes} == recipes
+    for size, method in map(cli.recipe_parts, recipes):
+        chosen = ["--size", size, "--method", method]
+        assert cli.with_recipe([f"{size}-{method}"]) == cli.with_recipe([size, *chosen[2:]]) == chosen
     assert leave("recipes", *arguments) == 0
     assert from_dict(json.loads(capsys.readouterr().out)) == recipes["small-apd"]
+
+
+def test_a_run_can_be_evaluated_on_every_split_that_its_data_can_have():
+    from apd.cli.using import _Evaluate  # here, as above
+
+    splits = get_args(get_type_hints(_Evaluate)["split"])
+    assert set(splits) == {"train", *get_args(get_type_hints(DataConfig)["evaluation_split"])}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +137,9 @@ def test_recipes_are_listed_and_shown_as_they_are_run(arguments, capsys):
         (["trian"], ["there is no command 'trian'", "did you mean 'train'?"]),
         (["train", "tny-apd"], ["there is no recipe 'tny-apd'", "did you mean 'tiny-apd'?"]),
         (["train", "tiny-apd", "--method=student"], ["--method=student: the recipe tiny-apd says it already"]),
+        (["train", "--seed", "3", "facade-small-apd"], ["stands first, as in `apd train facade-small-apd …`"]),
+        (["train", "--method", "roi_apd"], ["'roi_apd'", "at size tiny; it is of size scenes_detection"]),
+        (["train", "small-apd", "--data.world=1"], ["--data.world=1: only scenes have it, and --data.name is camvid"]),
         (["campaign", "scenes"], ["there is no campaign 'scenes'", "did you mean 'scenes-tiny'?"]),
         (["train", "--size", "smal"], ["'smal'", "did you mean 'small'?"]),
         (["train", "--training.lerning-rate", "1"], ["--training.lerning-rate", "meant --training.learning-rate, "]),
@@ -132,6 +147,7 @@ def test_recipes_are_listed_and_shown_as_they_are_run(arguments, capsys):
         (["train", "--training.batch-size", "1"], ["TrainingConfig.batch_size = 1", "at least 2"]),
         (["evaluate"], ["Missing", "RUN"]),
         (["evaluate", "here", "--split", "tset"], ["'tset'", "did you mean 'test'?"]),
+        (["recipes", "SMALL-APD"], ["there is no recipe 'SMALL-APD'", "did you mean 'small-apd'?"]),
         (["predict", "here"], ["at least one image"]),
         (["cost", "--batch", "0"], ["--batch 0", "at least 1"]),
     ],

@@ -67,9 +67,11 @@ def test_labelmefacade_gives_the_images_of_its_lists_and_names_what_is_missing(d
         shutil.copy(data / "LabelMeFacade" / name, own)
     monkeypatch.setenv("APD_DATA", str(tmp_path))
     message = f"lacks {stems[1]} and 79 more of the 81 images of val"
-    refused(lambda: LabelMeFacade("val"), MissingData, names=(message,))
+    refused(lambda: LabelMeFacade("val"), MissingData, names=(message, "move it away and run `python"))
     shutil.rmtree(tmp_path / "LabelMeFacade")
-    refused(lambda: LabelMeFacade("night"), MissingData, names=("run `python data_scripts/labelmefacade.py fetch",))
+    refused(
+        lambda: LabelMeFacade("night"), MissingData, names=("labelmefacade.py fetch DEST`, then", "convert DEST/La")
+    )
 
 
 def test_a_run_scored_on_test_is_scored_out_of_place_as_well():

@@ -212,6 +212,12 @@ def test_a_value_gets_the_type_that_the_notebook_declares(runner, name, text, ex
     assert planned(runner, ("size", "tiny"), ("rate", "0.50"))[0][1] == {}, "as in the notebook: not injected"
 
 
+def test_a_path_means_from_where_it_was_typed_and_not_the_kernels_folder(runner, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert runner.from_here("runs/a,elsewhere") == f"{tmp_path / 'runs' / 'a'},elsewhere"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -9,6 +9,7 @@ import pytest
 from own_folders import SMALL, STEPS, leave, make, trained
 from page_blocks import PYTHON, ROOT, SHELL, blocks
 
+from apd.config.identity import fingerprint
 from apd.config.inference_options import SMALLEST_SIDE
 from apd.study import own_recipe as module
 from apd.study.own_recipe import CROP_AREA, IMAGE_AREA, own_recipe
@@ -111,6 +112,16 @@ def test_any_option_wins_over_the_choice_and_is_named(tmp_path, capsys):
     assert (experiment.training.learning_rate, experiment.network.output_stride) == (0.1, 16)
     for said in ("images   32x48 (as asked)", "2 of 8 images (as asked), after 2 of the teacher", "on val (as asked)"):
         assert said in out
+
+
+def test_one_folder_is_one_run_however_it_is_spelled(tmp_path, monkeypatch, capsys):
+    make(tmp_path / "fields")
+    monkeypatch.chdir(tmp_path)
+    spelled = ("fields", "fields/", "./fields")
+    assert len({fingerprint(own_recipe(folder).experiment) for folder in spelled}) == 1
+    for folder in spelled:
+        assert leave("train", "--data.name=folder", f"--data.folder={folder}", *SMALL, *STEPS, "--device=cpu") == 0
+    assert len({line for line in capsys.readouterr().out.splitlines() if line.endswith("record.json")}) == 1
 
 
 def test_the_student_alone_trains_no_teacher_unless_options_ask_for_one(tmp_path, capsys):

@@ -73,7 +73,8 @@ def read_campaigns(names: Sequence[str], folder: Path | None = None) -> tuple[di
         line = f"- {name}: {len(planned) - missing} of {len(planned)} planned runs have a record"
         if left_out := len(found) - len(records[name]):
             line += f"; {left_out} of other settings left out"
-        lines.append(line + (f"; `apd campaign {name}` runs the other {missing}." if missing else "."))
+        to = f" --records {where}" if folder else ""
+        lines.append(line + (f"; `apd campaign {name}{to}` runs the other {missing}." if missing else "."))
     return records, Markdown("\n".join(lines))
 
 

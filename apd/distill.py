@@ -5,40 +5,8 @@ from typing import Literal, Self
 
 from torch import Tensor, nn
 
+from apd import losses, perspective, validation
 from apd.fields import WIDEST
-from apd.losses import (
-    RELEASED_WEIGHTS,
-    Reduction,
-    alignment_loss,
-    checked_weights,
-    observation_loss,
-    pixel_kd_loss,
-    regularisation_loss,
-    upsample,
-)
-from apd.perspective import (
-    Absent,
-    CompactLabels,
-    Scope,
-    full_precision,
-    match_grids,
-    observe_itself,
-    occurring_classes,
-    resize_labels,
-    valid_pixels,
-)
-from apd.validation import (
-    BINARY,
-    COLDEST,
-    STEEPEST,
-    check_call,
-    check_choice,
-    check_count,
-    check_ignore_index,
-    check_positive,
-    has_values,
-    without_infinities,
-)
 
 
 class ProjectionHead(nn.Module):
@@ -49,8 +17,8 @@ class ProjectionHead(nn.Module):
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        in_channels = check_count("in_channels", in_channels)
-        self.in_channels, width = in_channels, check_count("width", width, WIDEST)
+        in_channels = validation.check_count("in_channels", in_channels)
+        self.in_channels, width = in_channels, validation.check_count("width", width, WIDEST)
         self.hidden = nn.Conv2d(in_channels, width, kernel_size=1)
         self.out = nn.Conv2d(width, width, kernel_size=1)
 
@@ -83,9 +51,11 @@ class APDLoss(nn.Module):
             optimiser.step()
             head_optimiser.step(), head_optimiser.zero_grad()                                               # line 5
 
-    Features are the maps before the classifiers, on any two grids: the finer is averaged down. The arithmetic runs in
-    float32 (float64 stays so) with autocast off. Memory is linear in pixels: beside the heads' activations, a few maps
-    of (B, K, h, w) and (B, K, h, W); on a CPU, K counts only the classes that occur.
+    Features are the maps before the classifiers, on any two grids: the finer is averaged down. With autocast off, the
+    heads run in their parameters' precision and all else in float32, or in float64 where the inputs are. Memory is
+    linear in pixels: beside the heads' activations, a few maps of (B, K, h, w) and (B, K, h, W), and with
+    ``upsample_logits`` or ``labels_from="teacher"`` of (B, K, H, W). On a CPU with ``absent="mask"``, K counts only the
+    classes that occur, but in ``pixel_kd``.
 
     Args:
         student_channels, teacher_channels: channels of the two feature maps.
@@ -102,11 +72,13 @@ class APDLoss(nn.Module):
         labels_from: ``"truth"`` (default, paper), or ``"teacher"``: its predictions, so that images without labels can
             be distilled; of ``labels`` only size and range count then.
         detach_prototypes: the observation term does not move the student's prototypes (default False, released code).
-        weights: of the terms by name, each with its default in :data:`apd.losses.DEFAULT_WEIGHTS` (own choice). A term
-            of weight 0 is not computed, and a head that no term trains is frozen.
+        weights: of the terms by name, each with its default in :data:`apd.losses.DEFAULT_WEIGHTS` (own choice), but 0
+            for ``regularisation`` without heads. A term of weight 0 is not computed, and a head that no term trains is
+            frozen.
 
     ``ValueError`` and ``TypeError`` name the argument, its value and what was expected; labels outside 0..K-1 that are
-    not ``ignore_index`` are a ``RuntimeError`` (on a GPU: an asynchronous device assertion).
+    not ``ignore_index`` are a ``RuntimeError`` (on a GPU: an asynchronous device assertion). All terms but ``pixel_kd``
+    can be differentiated once only, and not by ``torch.func``.
     """
 
     def __init__(
@@ -117,9 +89,9 @@ class APDLoss(nn.Module):
         *,
         width: int | None = 512,
         scale: float = 10.0,
-        scope: Scope = "image",
-        reduction: Reduction = "pixel",
-        absent: Absent = "mask",
+        scope: perspective.Scope = "image",
+        reduction: losses.Reduction = "pixel",
+        absent: perspective.Absent = "mask",
         ignore_index: int = 255,
         temperature: float = 1.0,
         upsample_logits: bool = False,
@@ -128,28 +100,28 @@ class APDLoss(nn.Module):
         weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        self.student_channels = check_count("student_channels", student_channels)
-        self.teacher_channels = check_count("teacher_channels", teacher_channels)
-        self.num_classes = check_count("num_classes", num_classes)
+        self.student_channels = validation.check_count("student_channels", student_channels)
+        self.teacher_channels = validation.check_count("teacher_channels", teacher_channels)
+        self.num_classes = validation.check_count("num_classes", num_classes)
         if num_classes == 1:
-            raise ValueError(f"num_classes=1: one class leaves nothing to distinguish; {BINARY}")
-        self.ignore_index = check_ignore_index(ignore_index, num_classes)
+            raise ValueError(f"num_classes=1: one class leaves nothing to distinguish; {validation.BINARY}")
+        self.ignore_index = validation.check_ignore_index(ignore_index, num_classes)
         self.scale, self.scope, self.reduction, self.absent = scale, scope, reduction, absent
         self.temperature, self.upsample_logits = temperature, upsample_logits
         self.labels_from, self.detach_prototypes = labels_from, detach_prototypes
-        check_choice("scope", scope, ("image", "batch"))
-        check_choice("reduction", reduction, ("pixel", "element"))
-        check_choice("absent", absent, ("mask", "zero"))
-        check_choice("labels_from", labels_from, ("truth", "teacher"))
-        check_choice("upsample_logits", upsample_logits, (False, True))
-        check_choice("detach_prototypes", detach_prototypes, (False, True))
-        check_positive("scale", scale, most=STEEPEST)
-        check_positive("temperature", temperature, least=COLDEST)
+        validation.check_choice("scope", scope, ("image", "batch"))
+        validation.check_choice("reduction", reduction, ("pixel", "element"))
+        validation.check_choice("absent", absent, ("mask", "zero"))
+        validation.check_choice("labels_from", labels_from, ("truth", "teacher"))
+        validation.check_choice("upsample_logits", upsample_logits, (False, True))
+        validation.check_choice("detach_prototypes", detach_prototypes, (False, True))
+        validation.check_positive("scale", scale, most=validation.STEEPEST)
+        validation.check_positive("temperature", temperature, least=validation.COLDEST)
         if width is None and student_channels != teacher_channels:
             got = f"student_channels={student_channels} and teacher_channels={teacher_channels}"
             fix = "give a width, so that heads project both to it"
             raise ValueError(f"width=None needs equal channels, got {got}: {fix}")
-        self.weights = checked_weights({} if weights is None else weights, has_heads=width is not None)
+        self.weights = losses.checked_weights({} if weights is None else weights, has_heads=width is not None)
         self.student_head = nn.Identity() if width is None else ProjectionHead(student_channels, width)
         self.teacher_head = nn.Identity() if width is None else ProjectionHead(teacher_channels, width)
         # Under DDP a parameter that requires a gradient and gets none stalls the reducer.
@@ -162,7 +134,7 @@ class APDLoss(nn.Module):
     ) -> Self:
         """The settings of the authors' released code, where they part from the defaults above."""
         options = {"scope": "batch", "reduction": "element", "absent": "zero", "upsample_logits": True}
-        options["weights"] = RELEASED_WEIGHTS if width else RELEASED_WEIGHTS | {"regularisation": 0.0}
+        options["weights"] = losses.RELEASED_WEIGHTS if width else losses.RELEASED_WEIGHTS | {"regularisation": 0.0}
         return cls(student_channels, teacher_channels, num_classes, width=width, **options)
 
     def student_parameters(self) -> list[nn.Parameter]:
@@ -173,7 +145,7 @@ class APDLoss(nn.Module):
         """Trained parameters of the teacher's head; the released code gives them an Adam of learning rate 1e-5."""
         return [parameter for parameter in self.teacher_head.parameters() if parameter.requires_grad]
 
-    @full_precision
+    @perspective.full_precision
     def forward(
         self,
         *,
@@ -200,17 +172,21 @@ class APDLoss(nn.Module):
         trained = ["student_features"] if weights["alignment"] or weights["observation"] else []
         trained += ["student_logits"] if weights["pixel_kd"] else []
         ignore_index = self.ignore_index if self.labels_from == "truth" else None  # else every pixel counts
-        maps = check_call(self, maps, labels, ignore_index, trained=trained)
-        valid_pixels(labels, self.num_classes, ignore_index=self.ignore_index)  # also those the feature grid skips
+        maps = validation.check_call(self, maps, labels, ignore_index, trained=trained)
+        perspective.valid_pixels(
+            labels, self.num_classes, ignore_index=self.ignore_index
+        )  # also those the feature grid skips
         if self.labels_from == "teacher":
-            highest, labels = upsample(without_infinities(teacher_logits), labels.shape[1:]).max(1)
+            highest, labels = losses.upsample(validation.without_infinities(teacher_logits), labels.shape[1:]).max(1)
         if weights["regularisation"] or weights["alignment"] or weights["observation"]:
-            student_BChw, teacher_BChw = match_grids(maps["student_features"], maps["teacher_features"].detach())
-            seen = self._classes_at_hand(labels, resize_labels(labels, teacher_BChw.shape[2:]))
+            student_BChw, teacher_BChw = perspective.match_grids(
+                maps["student_features"], maps["teacher_features"].detach()
+            )
+            seen = self._classes_at_hand(labels, perspective.resize_labels(labels, teacher_BChw.shape[2:]))
             teacher_BKD, present_BK, teacher_BKhw = self._observe(self.teacher_head(teacher_BChw), seen)
         if weights["regularisation"]:
             counted = present_BK if self.absent == "mask" else None
-            terms["regularisation"] = regularisation_loss(
+            terms["regularisation"] = losses.regularisation_loss(
                 teacher_BKhw, seen.labels_BHW, counted, ignore_index=seen.ignore_index
             )
         if weights["alignment"] or weights["observation"]:
@@ -218,13 +194,13 @@ class APDLoss(nn.Module):
                 self.student_head(student_BChw), seen, detach_prototypes=self.detach_prototypes
             )
         if weights["alignment"]:
-            terms["alignment"] = alignment_loss(student_BKD, teacher_BKD, present_BK)
+            terms["alignment"] = losses.alignment_loss(student_BKD, teacher_BKD, present_BK)
         if weights["observation"]:
             terms["observation"] = self._observation(student_BKhw, teacher_BKhw, present_BK, seen)
         if weights["pixel_kd"]:
             options = {"temperature": self.temperature, "upsample_logits": self.upsample_logits}
             options |= {"ignore_index": self.ignore_index, "reduction": self.reduction}
-            terms["pixel_kd"] = pixel_kd_loss(maps["student_logits"], maps["teacher_logits"], labels, **options)
+            terms["pixel_kd"] = losses.pixel_kd_loss(maps["student_logits"], maps["teacher_logits"], labels, **options)
         loss = sum(weights[name] * term for name, term in terms.items())
         if self.labels_from == "teacher":  # a NaN is no prediction: the loss must not hide it
             loss = loss + 0.0 * highest.sum()
@@ -232,26 +208,27 @@ class APDLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print(module)`` says of the settings."""
-        weights = ", ".join(f"{name}={value:g}" for name, value in self.weights.items())
-        return f"scope={self.scope!r}, reduction={self.reduction!r}, absent={self.absent!r}, weights: {weights}"
+        names = ("scale", "scope", "reduction", "absent", "ignore_index", "temperature", "upsample_logits")
+        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in (*names, "labels_from", "detach_prototypes"))
+        return f"{settings}, weights: {', '.join(f'{name}={value:g}' for name, value in self.weights.items())}"
 
-    def _classes_at_hand(self, labels_BHW: Tensor, labels_Bhw: Tensor) -> CompactLabels:
+    def _classes_at_hand(self, labels_BHW: Tensor, labels_Bhw: Tensor) -> perspective.CompactLabels:
         """On a CPU, where reading a value costs nothing: only the classes that occur. Elsewhere all of them."""
-        if labels_BHW.is_cpu and has_values(labels_BHW) and self.absent == "mask":
-            return occurring_classes(
+        if labels_BHW.is_cpu and validation.has_values(labels_BHW) and self.absent == "mask":
+            return perspective.occurring_classes(
                 labels_BHW, labels_Bhw, self.num_classes, ignore_index=self.ignore_index, scope=self.scope
             )
-        return CompactLabels(labels_BHW, labels_Bhw, self.num_classes, self.ignore_index)
+        return perspective.CompactLabels(labels_BHW, labels_Bhw, self.num_classes, self.ignore_index)
 
     def _observe(
-        self, features_BDhw: Tensor, seen: CompactLabels, *, detach_prototypes: bool = False
+        self, features_BDhw: Tensor, seen: perspective.CompactLabels, *, detach_prototypes: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         options = {"scope": self.scope, "scale": self.scale, "absent": self.absent}
         options |= {"ignore_index": seen.ignore_index, "detach_prototypes": detach_prototypes}
-        return observe_itself(features_BDhw, seen.labels_Bhw, seen.num_classes, **options)
+        return perspective.observe_itself(features_BDhw, seen.labels_Bhw, seen.num_classes, **options)
 
     def _observation(
-        self, student_BKhw: Tensor, teacher_BKhw: Tensor, present_BK: Tensor, seen: CompactLabels
+        self, student_BKhw: Tensor, teacher_BKhw: Tensor, present_BK: Tensor, seen: perspective.CompactLabels
     ) -> Tensor:
         options = {"ignore_index": seen.ignore_index, "reduction": self.reduction}
-        return observation_loss(student_BKhw, teacher_BKhw, present_BK, seen.labels_Bhw, **options)
+        return losses.observation_loss(student_BKhw, teacher_BKhw, present_BK, seen.labels_Bhw, **options)

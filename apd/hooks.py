@@ -25,6 +25,8 @@ def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int] | None = None, *, pr
     if not isinstance(tokens_BNC, Tensor) or tokens_BNC.ndim != 3:
         shape = f"of shape {tuple(tokens_BNC.shape)}" if isinstance(tokens_BNC, Tensor) else type(tokens_BNC).__name__
         raise ValueError(f"tokens is {shape}: expected a tensor (batch, tokens, channels)")
+    if grid is not None and not (isinstance(grid, tuple | list) and len(grid) == 2 and min(grid) >= 1):
+        raise ValueError(f"grid={grid!r}: expected (height, width) of the patches' grid or of the images, or None")
     height, width = grid or (1, 1)
     patches = tokens_BNC.shape[1] - prefix_tokens
     sides = [height] if height * width == patches else [d for d in range(1, patches + 1) if patches % d == 0]
@@ -32,7 +34,7 @@ def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int] | None = None, *, pr
     w = patches // h if h > 0 else 0
     # a patch more or less in a row is a rounded side; more is another grid
     same_ratio = (h - 1) * width < (w + 1) * height and (w - 1) * height < (h + 1) * width
-    if not (h * w == patches > 0 and same_ratio and (grid or h == w)):
+    if not (prefix_tokens >= 0 and h * w == patches > 0 and same_ratio and (grid or h == w)):
         raise ValueError(
             f"tokens has {tokens_BNC.shape[1]} tokens, {patches} after prefix_tokens={prefix_tokens}: they fill no "
             f"grid of the aspect ratio {height}:{width} of grid={grid}; count the CLS and register tokens in "
@@ -77,8 +79,10 @@ class _Tapped:
 class FeatureTap:
     """Remembers the last output of one module of a model: a context manager, or :meth:`open` and :meth:`close`.
 
-    Open it once around a training loop; the model is as it was when the block is left, and copies of it made meanwhile
-    are not tapped. It may be compiled before or after. What checkpointing computes again does not count.
+    Open it once around a training loop; the model is as it was when the block is left, and deep copies of it made
+    meanwhile are not tapped. Shallow ones (``copy.copy``, ``nn.DataParallel`` on several GPUs) would run with the
+    original's parameters: use DistributedDataParallel. The model may be compiled before or after. Recomputation by
+    activation checkpointing is ignored.
 
     Args:
         model: any module but TorchScript.
@@ -101,7 +105,7 @@ class FeatureTap:
         modules = dict(model.named_modules())
         if path not in modules or path == "":
             names = [name for name in modules if name]
-            near = difflib.get_close_matches(path, names, n=5, cutoff=0.3) or names[:5]
+            near = difflib.get_close_matches(str(path), names, n=5, cutoff=0.3) or names[:5]
             raise ValueError(f"{type(model).__name__} has no module {path!r}: the nearest names are {near}")
         if isinstance(modules[path], torch.jit.ScriptModule):
             fix = "tap the model that was traced or scripted, or let it return its features"
@@ -116,7 +120,7 @@ class FeatureTap:
         self._tapped: _Tapped | None = None
 
     def open(self) -> Self:
-        """Start to listen; what was heard before is forgotten. For loops that cannot use ``with``."""
+        """Start recording and discard earlier features. For loops that cannot use ``with``."""
         if self._tapped is not None:
             raise RuntimeError(f"the tap of {self.path!r} is open already: open it once, around the whole loop")
         self._features = None
@@ -124,7 +128,7 @@ class FeatureTap:
         return self
 
     def close(self) -> None:
-        """Stop; the last features stay readable. Closing twice does nothing."""
+        """Stop recording; the last features stay available. Closing twice does nothing."""
         if self._tapped is not None:
             self._tapped.leave()
             self._tapped = None

@@ -1,8 +1,9 @@
 """The four terms of Adaptive Perspective Distillation and the task's cross-entropy, as pure functions.
 
 ``reduction="pixel"`` (own choice) sums over classes and averages over valid pixels; ``"element"`` (released code)
-averages over every element of the map, ignored pixels included. Every term is a connected zero when it has nothing to
-average over. Wrong arguments raise ``ValueError`` or ``TypeError``, labels out of range ``RuntimeError``.
+averages over every element of the map, ignored pixels included. With nothing to average over, a term is zero and still
+attached to the autograd graph. Wrong arguments raise ``ValueError`` or ``TypeError``, labels out of range
+``RuntimeError``.
 """
 
 from collections.abc import Mapping
@@ -13,20 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from apd import validation
 from apd.fields import did_you_mean, shown
 from apd.normalizers import global_count
 from apd.perspective import ABSENT_LOGIT, full_precision, match_grids, resize_labels, valid_pixels
-from apd.validation import (
-    COLDEST,
-    check_call,
-    check_choice,
-    check_labels,
-    check_map,
-    check_positive,
-    check_present,
-    check_same_grid,
-    without_infinities,
-)
 
 Reduction = Literal["pixel", "element"]
 
@@ -49,6 +40,9 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _check_same_shape(kind: str, student: Tensor, teacher: Tensor) -> None:
+    for name, value in ((f"student_{kind}", student), (f"teacher_{kind}", teacher)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}: expected a tensor")
     if student.shape != teacher.shape:
         shapes = f"student_{kind} has shape {tuple(student.shape)} but teacher_{kind} {tuple(teacher.shape)}"
         raise ValueError(f"{shapes}: they must be equal")
@@ -64,13 +58,13 @@ def regularisation_loss(
     over the pixels that are not ``ignore_index`` and whose class is in ``present_BK``, that is, has a prototype (own
     choice, with ``absent="mask"``); with ``None`` the latter count too (released code, with ``absent="zero"``).
     """
-    check_map("teacher_observations", teacher_observations_BKhw)
+    validation.check_map("teacher_observations", teacher_observations_BKhw)
     batch, num_classes = teacher_observations_BKhw.shape[:2]
-    check_labels(labels_BHW, batch)
+    validation.check_labels(labels_BHW, batch)
     counted_BHW = valid_pixels(labels_BHW, num_classes, ignore_index=ignore_index)
     labels_BHW = torch.where(counted_BHW, labels_BHW.long(), 0)
     if present_BK is not None:
-        check_present(present_BK, (batch, num_classes))
+        validation.check_present(present_BK, (batch, num_classes))
         counted_BHW = counted_BHW & present_BK.gather(1, labels_BHW.flatten(1)).view_as(labels_BHW)
     return upsampled_entropy(teacher_observations_BKhw, labels_BHW, counted_BHW) / global_count(counted_BHW.sum())
 
@@ -82,7 +76,7 @@ def alignment_loss(student_prototypes_BKD: Tensor, teacher_prototypes_BKD: Tenso
     The prototypes are unit rows from :func:`apd.class_prototypes`; the teacher's are constants here.
     """
     _check_same_shape("prototypes", student_prototypes_BKD, teacher_prototypes_BKD)
-    check_present(present_BK, student_prototypes_BKD.shape[:2])
+    validation.check_present(present_BK, student_prototypes_BKD.shape[:2])
     cosines_BK = (student_prototypes_BKD * teacher_prototypes_BKD.detach()).sum(2)
     return 0.5 * masked_mean(1.0 - cosines_BK, present_BK)
 
@@ -100,15 +94,15 @@ def observation_loss(
     """KL(teacher observations ‖ student observations) over present classes, each net through its own perspective.
 
     Observations are from :func:`apd.observe`; the teacher's are constants here, the student's carry gradient to its
-    pixels and to its prototypes. ``labels_Bhw``, on the same grid, matter for validity only. ``reduction="element"``
-    averages over all pairs of a present class and a pixel, valid or not. Memory: about four (B, K, h, w) maps.
+    pixels and to its prototypes. ``labels_Bhw``, on the same grid, only mask ignored pixels. ``reduction="element"``
+    averages over all pairs of a present class and a pixel, valid or not. Memory: about seven (B, K, h, w) maps.
     """
-    check_map("student_observations", student_observations_BKhw)
-    check_choice("reduction", reduction, ("pixel", "element"))
+    validation.check_map("student_observations", student_observations_BKhw)
+    validation.check_choice("reduction", reduction, ("pixel", "element"))
     _check_same_shape("observations", student_observations_BKhw, teacher_observations_BKhw)
     batch, num_classes = student_observations_BKhw.shape[:2]
-    check_present(present_BK, (batch, num_classes))
-    check_same_grid("observations", student_observations_BKhw, labels_Bhw)
+    validation.check_present(present_BK, (batch, num_classes))
+    validation.check_same_grid("observations", student_observations_BKhw, labels_Bhw)
     valid_Bhw = valid_pixels(labels_Bhw, num_classes, ignore_index=ignore_index)
     absent_BK11 = ~present_BK[:, :, None, None]
     divergence_BKhw = divergence(
@@ -134,7 +128,8 @@ def pixel_kd_loss(
     Args:
         student_logits_BKhw, teacher_logits_BKhw: raw logits; grids may differ, the coarser wins. The teacher's,
             constants here, may be -inf for classes that it rules out.
-        labels_BHW: integer labels on any grid, for validity only: those of ``ignore_index`` do not count.
+        labels_BHW: integer labels on any grid, only to mask pixels: with ``reduction="pixel"`` those of
+            ``ignore_index`` do not count.
         temperature: T (default 1, the released code's).
         reduction: ``"pixel"`` (default) or ``"element"``, a mean over classes and all pixels.
         upsample_logits: compare on the label grid (released code). Off by default (own choice): the logits' own grid
@@ -145,13 +140,13 @@ def pixel_kd_loss(
     >>> pixel_kd_loss(student, teacher, torch.tensor([[[0]]]))
     tensor(0.3278)
     """
-    check_choice("reduction", reduction, ("pixel", "element"))
-    check_choice("upsample_logits", upsample_logits, (False, True))
-    check_positive("temperature", temperature, least=COLDEST)
+    validation.check_choice("reduction", reduction, ("pixel", "element"))
+    validation.check_choice("upsample_logits", upsample_logits, (False, True))
+    validation.check_positive("temperature", temperature, least=validation.COLDEST)
     logits = {"student_logits": student_logits_BKhw, "teacher_logits": teacher_logits_BKhw}
-    student_logits_BKhw, teacher_logits_BKhw = check_call(None, logits, labels_BHW, ignore_index).values()
+    student_logits_BKhw, teacher_logits_BKhw = validation.check_call(None, logits, labels_BHW, ignore_index).values()
     num_classes = student_logits_BKhw.shape[1]
-    teacher_logits_BKhw = without_infinities(teacher_logits_BKhw)
+    teacher_logits_BKhw = validation.without_infinities(teacher_logits_BKhw)
     if upsample_logits:
         size = labels_BHW.shape[1:]
         student_logits_BKhw = upsample(student_logits_BKhw, size)
@@ -174,7 +169,11 @@ def valid_weight(labels_BHW: Tensor, ignore_index: int, weights_K: Tensor | None
 def task_loss(
     logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int, weights_K: Tensor | None = None, smoothing: float = 0.0
 ) -> Tensor:
-    """Mean cross-entropy over valid pixels after upsampling, as torch's with weights; a connected zero without any."""
+    """Mean cross-entropy over valid pixels after upsampling, in float32; zero, attached to the graph, without any.
+
+    ``labels_BHW`` are int64. Weights are those of ``torch.nn.functional.cross_entropy``, but each 0 or at least 1: only
+    their ratios matter, and a sum of weights below 1 counts as 1.
+    """
     options = {"ignore_index": ignore_index, "reduction": "sum", "label_smoothing": smoothing}
     logits_BKHW = upsample(logits_BKhw.float(), labels_BHW.shape[1:])
     total = F.cross_entropy(logits_BKHW, labels_BHW, weights_K, **options)
@@ -182,11 +181,11 @@ def task_loss(
 
 
 def two_channel_logits(logits_B1hw: Tensor) -> Tensor:
-    """The two logits of a binary network that has one, before its sigmoid: 0 for class 0, and its own for class 1.
+    """Two-class logits from the single (pre-sigmoid) logit of a binary network: 0 for class 0, the logit for class 1.
 
-    Their softmax is the sigmoid. Labels are then 0 and 1; those of masks with 0 and 255 are ``(masks > 0).long()``.
+    Their softmax is the sigmoid. Labels are then 0 and 1; of masks with 0 and 255 they are ``(masks > 0).long()``.
     """
-    check_map("logits", logits_B1hw)
+    validation.check_map("logits", logits_B1hw)
     if logits_B1hw.shape[1] != 1:
         raise ValueError(f"logits has shape {tuple(logits_B1hw.shape)}: expected one channel (batch, 1, height, width)")
     return torch.cat([torch.zeros_like(logits_B1hw), logits_B1hw], dim=1)
@@ -213,7 +212,7 @@ def checked_weights(given: Mapping[str, float], *, has_heads: bool) -> dict[str,
         if name not in DEFAULT_WEIGHTS:
             hint = did_you_mean(name, DEFAULT_WEIGHTS)
             raise ValueError(f"weights has no term {shown(name)}: expected {', '.join(DEFAULT_WEIGHTS)}{hint}")
-        check_positive(f"weights[{name!r}]", value, or_zero=True)
+        validation.check_positive(f"weights[{name!r}]", value, or_zero=True)
     if not has_heads and given.get("regularisation"):
         why = "this term trains the teacher's head and there is none; give a width, or weight 0"
         raise ValueError(f"weights['regularisation']={given['regularisation']} with width=None: {why}")
@@ -283,7 +282,7 @@ class _UpsampledEntropy(torch.autograd.Function):
 def upsampled_entropy(logits_BKhw: Tensor, labels_BHW: Tensor, counted_BHW: Tensor) -> Tensor:
     """Cross-entropy, summed over counted pixels, of logits upsampled (bilinear, aligned corners) to the labels' grid.
 
-    Labels are int64 in 0 .. K - 1, also where not counted. The gradient has none of its own. Memory beside the input:
-    three maps of (B, K, h, W).
+    Labels are int64 in 0 .. K - 1, also where not counted. It can be differentiated once only. Memory beside the input:
+    two maps of (B, K, h, W), and two bands of the upsampled one, each of at most 4 MiB (on a GPU 64 MiB).
     """
     return _UpsampledEntropy.apply(logits_BKhw, labels_BHW, counted_BHW)

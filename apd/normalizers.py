@@ -22,7 +22,7 @@ _rule: Rule = _own  # of this process
 
 
 def global_count(count: Tensor) -> Tensor:
-    """What a sum over ``count`` items is divided by to give its share of the mean over the whole batch; never 0."""
+    """The divisor that turns a local sum over ``count`` items into its share of the whole batch's mean; never 0."""
     return _rule(count)
 
 
@@ -55,11 +55,12 @@ def across_processes() -> Iterator[None]:
 
 
 class AccumulatedCounts:
-    """The divisors of a batch whose parts are computed one after the other, as in gradient accumulation.
+    """Exact gradient accumulation: the divisors of a batch that is computed in micro-batches, the *parts*.
 
-    One for every batch. Count every part, then compute every part, asking for the same counts in the same order: its
-    losses and gradients *add up* to those of the whole batch. Count in eval mode where a distiller has a memory
-    (CIRKD), or it is filled twice. Computed inside :func:`across_processes`, it is that of all processes.
+    Make a new one for every batch. Run the losses of every part under :meth:`counting` (``torch.no_grad`` suffices),
+    then again under :meth:`computing`, with the same terms in the same order: losses and gradients *add up* to those of
+    the whole batch. Count in eval mode where a distiller has a memory (CIRKD), or it is filled twice. Inside
+    :func:`across_processes`, the batch is that of all processes.
     """
 
     def __init__(self) -> None:
@@ -68,7 +69,7 @@ class AccumulatedCounts:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Inside, the counts of one part are noted; the values of the losses mean nothing."""
+        """Context in which the counts of one part are recorded; discard the losses that are computed in it."""
         if self._divisors is not None:
             raise RuntimeError("these counts have been used: make an AccumulatedCounts for every batch")
         counts: list[Tensor] = []
@@ -79,18 +80,25 @@ class AccumulatedCounts:
 
         with _divide_by(note):
             yield
+        known = len(self._counts[0]) if self._counts else len(counts)
+        if not counts or len(counts) != known:
+            found = f"this part asked for {len(counts)} counts, expected {known if counts else 'at least one'}"
+            raise RuntimeError(f"{found}: compute the same losses of every part, each by way of global_count")
         self._counts.append(torch.stack(counts))
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Inside, sums are divided by the counts of all parts together, which must be those asked for before."""
+        """Context in which the losses of one part are divided by the counts summed over all parts."""
+        if not self._counts:
+            raise RuntimeError("nothing was counted: compute the losses of every part inside counting() first")
         if self._divisors is None:
             self._divisors = list(global_count(torch.stack(self._counts).sum(0)).unbind())
         left = list(self._divisors)
 
         def rule(_count: Tensor) -> Tensor:
             if not left:
-                raise RuntimeError("this mean was not counted: counting() and computing() must agree")
+                fix = "compute the same losses of every part, in the same order, in both contexts"
+                raise RuntimeError(f"computing() asks for more than {len(self._divisors)} counted means: {fix}")
             return left.pop(0)
 
         with _divide_by(rule):

@@ -8,6 +8,7 @@ A *perspective* is the set of an image's class prototypes (a class's mean normal
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -15,15 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from apd.validation import (
-    BINARY,
-    check_choice,
-    check_ignore_index,
-    check_labels,
-    check_map,
-    check_present,
-    check_same_grid,
-)
+from apd import validation
 
 Scope = Literal["image", "batch"]
 Absent = Literal["mask", "zero"]
@@ -46,7 +39,8 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        with torch.autocast(tensors[0].device.type if tensors else "cpu", enabled=False):
+        device = tensors[0].device.type if tensors else "cpu"
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):  # meta has no autocast
             return function(*map(promoted, args), **{name: promoted(value) for name, value in kwargs.items()})
 
     return wrapped
@@ -58,29 +52,33 @@ def valid_pixels(labels_BHW: Tensor, num_classes: int, *, ignore_index: int = 25
     Any other label outside ``0 .. num_classes - 1`` is an error: on a CPU a ``RuntimeError`` at once, on a GPU a
     device-side assertion that surfaces at the next synchronisation. Both survive ``torch.compile``.
     """
-    check_ignore_index(ignore_index, num_classes)
+    validation.check_ignore_index(ignore_index, num_classes)
     labels_BHW = labels_BHW.long()  # before comparing: -1 would wrap round to 255 in uint8
     ignored_BHW = labels_BHW == ignore_index
     known_BHW = (labels_BHW >= 0) & (labels_BHW < num_classes) | ignored_BHW
     are_known = known_BHW.all()
     message = (
         f"labels hold a value that is neither in 0..{num_classes - 1} nor ignore_index={ignore_index}: map the data "
-        f"set's labels to these, or correct num_classes or ignore_index{f'; {BINARY}' if num_classes == 1 else ''}"
+        f"set's labels to these, or correct num_classes or ignore_index"
     )
-    if labels_BHW.device.type in ASSERTS_LATER:
+    message += f"; {validation.BINARY}" if num_classes == 1 else ""
+    asserts = labels_BHW.device.type in ASSERTS_LATER
+    if validation.has_values(labels_BHW) and (labels_BHW.is_cpu or not asserts):  # the message can name the label
+        if not are_known:
+            raise RuntimeError(message.replace(":", f", such as {int(labels_BHW[~known_BHW][0])}:", 1))
+    elif asserts:
         torch._assert_async(are_known, message[:250])  # CUDA refuses a longer one
-    elif not torch.compiler.is_compiling() and not are_known:
-        raise RuntimeError(message.replace(":", f", such as {int(labels_BHW[~known_BHW][0])}:", 1))
     return ~ignored_BHW
 
 
 def resize_labels(labels_BHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels on another grid (h, w) by the nearest rule: cell ``i`` of ``h`` takes pixel ``floor(i * H / h)``.
 
-    That is the rule of ``torch.nn.functional.interpolate(mode="nearest")``, for every integer dtype. At a stride of 8
-    it picks pixel 8i, on which the padded stride-2 convolutions centre cell i.
+    That is the rule of ``torch.nn.functional.interpolate(mode="nearest")``, for every integer dtype and without its
+    float32 rounding, which is off by a pixel at times. At a stride of 8 it picks pixel 8i, on which the padded stride-2
+    convolutions centre cell i.
     """
-    check_labels(labels_BHW, labels_BHW.shape[0])
+    validation.check_labels(labels_BHW, len(labels_BHW) if isinstance(labels_BHW, Tensor) and labels_BHW.ndim else 0)
     for axis, cells in zip((1, 2), size, strict=True):
         pixels = labels_BHW.shape[axis]
         if pixels != cells:
@@ -110,9 +108,9 @@ def class_members(
     features_BDhw: Tensor, labels_Bhw: Tensor, num_classes: int, *, ignore_index: int, scope: Scope
 ) -> tuple[Tensor, Tensor]:
     """Which pixels belong to which class, ``member_BKN``, and which classes have a prototype, ``present_BK``."""
-    check_map("features", features_BDhw)
-    check_choice("scope", scope, ("image", "batch"))
-    check_same_grid("features", features_BDhw, labels_Bhw)
+    validation.check_map("features", features_BDhw)
+    validation.check_choice("scope", scope, ("image", "batch"))
+    validation.check_same_grid("features", features_BDhw, labels_Bhw)
     valid_Bhw = valid_pixels(labels_Bhw, num_classes, ignore_index=ignore_index)
     labels_BN = torch.where(valid_Bhw, labels_Bhw.long(), -1).flatten(1)
     member_BKN = labels_BN[:, None] == torch.arange(num_classes, device=labels_BN.device)[:, None]
@@ -138,7 +136,7 @@ def class_prototypes(
 
     Returns:
         ``prototypes_BKD`` of unit length, zero rows where the class is absent, and the boolean ``present_BK``. Memory
-        beside the input: one (B, K, N) map.
+        beside the input: one (B, K, N) map, on a CPU two, and a float32 copy of half-precision features.
 
     >>> from apd import class_prototypes
     >>> features = torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]])  # one image, D = 2, a grid of 1 x 2
@@ -170,13 +168,14 @@ def observe(
         absent: logit of a class without prototype: ``"mask"`` (default), -1e4, leaves it out of a softmax; ``"zero"``,
             0, is the released code's in the regularisation.
     """
-    check_map("features", features_BDhw)
-    check_choice("absent", absent, ("mask", "zero"))
+    validation.check_map("features", features_BDhw)
+    validation.check_choice("absent", absent, ("mask", "zero"))
+    validation.check_positive("scale", scale, most=validation.STEEPEST)
     batch, width = features_BDhw.shape[:2]
     if prototypes_BKD.ndim != 3 or (prototypes_BKD.shape[0], prototypes_BKD.shape[2]) != (batch, width):
         expected = f"({batch}, classes, {width}), to match features of shape {tuple(features_BDhw.shape)}"
         raise ValueError(f"prototypes has shape {tuple(prototypes_BKD.shape)}: expected {expected}")
-    check_present(present_BK, prototypes_BKD.shape[:2])
+    validation.check_present(present_BK, prototypes_BKD.shape[:2])
     features_BDN = features_BDhw.flatten(2)
     cosines_BKN = (prototypes_BKD @ features_BDN) * inverse_length(features_BDN, dim=1)
     fill = ABSENT_LOGIT if absent == "mask" else 0.0
@@ -254,7 +253,8 @@ def observe_itself(
     the features; with ``detach_prototypes`` the observations' gradient stops at the prototypes. Memory beside the
     input: three (B, K, N) maps; the gradient, which has none of its own, adds a map of the input's size and four more.
     """
-    check_choice("absent", absent, ("mask", "zero"))
+    validation.check_choice("absent", absent, ("mask", "zero"))
+    validation.check_positive("scale", scale, most=validation.STEEPEST)
     member_BKN, present_BK = class_members(
         features_BDhw, labels_Bhw, num_classes, ignore_index=ignore_index, scope=scope
     )

@@ -100,6 +100,8 @@ def check_same_grid(name: str, maps_BChw: Tensor, labels_Bhw: Tensor) -> None:
 
 def check_present(present_BK: Tensor, shape: tuple[int, ...]) -> None:
     """Raise unless ``present_BK`` is boolean and of that shape."""
+    if not isinstance(present_BK, Tensor):
+        raise TypeError(f"present is a {type(present_BK).__name__}: expected the second result of class_prototypes")
     if present_BK.dtype != torch.bool or present_BK.shape != shape:
         found = f"{present_BK.dtype} of shape {tuple(present_BK.shape)}"
         raise ValueError(f"present is {found}: expected torch.bool of {tuple(shape)}")

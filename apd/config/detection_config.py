@@ -33,7 +33,7 @@ class InstanceDataConfig:
     annotations: str = "annotations/instances_{split}.json"  #: COCO only: a split's file; {split} is its name.
     pictures: str = "{split}"  #: COCO only: the folder of a split's images in that folder.
     train_part: str = "train2017"  #: COCO only: name of the split that is trained on.
-    val_part: str = "val2017"  #: COCO only: name of the split that is scored; `train_part` again tests the fit alone.
+    val_part: str = "val2017"  #: COCO only: the split that is scored; `train_part` again measures the training fit.
     masks: bool = True  #: COCO only: read the objects' masks; False where the file has boxes alone.
     height: int = 96
     """Rows of a scene. An image's shorter side becomes the smaller of both, unless the longer exceeds the greater."""
@@ -47,7 +47,7 @@ class InstanceDataConfig:
     train_images: int = 200  #: Scenes only: images in the training split.
     evaluation_images: int = 100  #: Scenes only: images in val and in test.
     world: int = 0  #: Scenes only: seed of the data set itself; the experiment's seed never changes the data.
-    least_pixels: int = 16  #: Scenes only: objects with fewer visible pixels are no objects (own choice, 4 × 4).
+    least_pixels: int = 16  #: Scenes only: objects with fewer visible pixels are crowd (own choice, 4 × 4).
 
     def __post_init__(self) -> None:
         require_types(self)

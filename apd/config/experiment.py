@@ -120,7 +120,7 @@ class TrainingConfig:
     learning_rate: float = 0.01  #: Of the backbone; schedule and warm-up scale it from step to step.
     head_multiplier: float = 10.0  #: Learning rate of heads and classifier, as a multiple of the backbone's.
     momentum: float = 0.9  #: SGD's; no part of AdamW, with which it stays at its default.
-    weight_decay: float = 1e-4  #: Of every parameter: in the gradient with SGD, beside it with AdamW.
+    weight_decay: float = 1e-4  #: Of every parameter: as an L2 penalty with SGD, decoupled with AdamW.
     schedule: Literal["poly", "steps"] = "poly"  #: Falling as (1 - t/T)^power, or to a tenth at each milestone.
     power: float = 0.9  #: Exponent of the poly schedule; no part of steps, with which it stays at its default.
     milestones: tuple[int, ...] = ()  #: Schedule steps only: iterations at which the learning rate falls, in order.
@@ -133,7 +133,7 @@ class TrainingConfig:
     added_loss_weight: float = 1.0  #: Its weight.
     clip_norm: float | None = None  #: Largest norm of the gradient of the student and its heads; None: no limit.
     ema_decay: float | None = None  #: Decay of an average of the weights that is evaluated instead; None: off.
-    evaluations: int = 4  #: How many times the student is scored on val on the way (own choice).
+    evaluations: int = 4  #: How often the student is scored on val during training (own choice).
     keep: Literal["last", "best"] = "last"  #: The last weights, or those best on val, whose score is then optimistic.
     patience: int = 0  #: Keep best only: end after so many evaluations without a better one; 0: go on to the end.
     accumulation: int = 1  #: Parts that a batch is divided into to save memory; batch norm sees one part.
@@ -189,7 +189,7 @@ class TeacherConfig:
     """The teacher: its network, and either the training that makes it or a file with its weights."""
 
     network: NetworkConfig | DetectorConfig = field(default_factory=NetworkConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)  #: On the same data, without a `weights_file`.
+    training: TrainingConfig = field(default_factory=TrainingConfig)  #: On the same data; skipped with `weights_file`.
     seed: int = 0
     weights_file: str = ""  #: To load strictly instead of training: weights of a run, or a released checkpoint.
     expected_miou: float = 0.0  #: Least mIoU of the teacher on the evaluation split, a fraction; below it, no run.

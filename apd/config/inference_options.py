@@ -31,7 +31,7 @@ class InferenceOptions:
         expected = "at least 0.01 of the window, thus above 0 and at most 1: windows may not leave gaps"
         require(0.01 <= self.stride <= 1, self, "stride", expected)
         some = 0 < len(self.scales) <= 64 and all(1e-3 <= scale <= 16 for scale in self.scales)
-        require(some, self, "scales", "at least one number above 0, at most 64 of them and none above 16")
+        require(some, self, "scales", "1 to 64 numbers, each from 0.001 to 16")
 
 
 def scaled_side(side: int, scale: float) -> int:

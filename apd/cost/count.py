@@ -29,7 +29,7 @@ STRIDE = 32  # torchvision pads the images of a batch to multiples of this
 class NetworkCost:
     """A network at the training crop."""
 
-    parameters: int  #: Numbers that inference needs: all parameters but those of the auxiliary head.
+    parameters: int  #: Parameters used in inference: all but those of the auxiliary head.
     macs: int  #: Multiply-accumulates of convolutions and matrix products in the inference of one image of that size.
 
 

@@ -57,7 +57,7 @@ def start_latency(*arguments: str, seconds: float = 3.0) -> Latency:
 class Cost:
     """The cost of a network's inference at one image size."""
 
-    parameters: int  #: Numbers that inference needs: all parameters but those of an `aux_head`.
+    parameters: int  #: Parameters used in inference: all but those of an `aux_head`.
     macs: int  #: Multiply-accumulates of convolutions and matrix products for one image, as in published figures.
     latency_ms: Latency  #: For the whole batch.
     peak_memory_bytes: int  #: The network, its input and the most that was alive beside them in one forward pass.

@@ -35,7 +35,7 @@ class Augmentation:
     blur: float = 0.0  #: probability of a Gaussian blur, 5×5 pixels with a standard deviation of 1.1
 
     def __post_init__(self) -> None:
-        if len(self.crop) != 2 or not all(isinstance(side, int) and side >= 1 for side in self.crop):
+        if len(self.crop) != 2 or not all(isinstance(side, int | np.integer) and side >= 1 for side in self.crop):
             raise ValueError(f"crop={self.crop!r}; expected (height, width), two whole numbers of at least 1 pixel")
         check_ranges(self, "flip", "blur")
         if not 0 <= self.rotation <= 180:

@@ -24,7 +24,7 @@ FREE_SHARE = 0.5  # own choice: the other half of a GPU's free memory is for the
 
 
 class Batch(NamedTuple):
-    """Training images: images_B3HW float32 in [0, 1], labels_BHW int64 with 255 for ignored pixels."""
+    """Training images: images_B3HW float32 in [0, 1], labels_BHW int64 with the spec's `ignore_index`."""
 
     images_B3HW: Tensor
     labels_BHW: Tensor
@@ -84,6 +84,7 @@ class BatchStream(Dataset):
         if not 0 <= number < parts or batch_size % parts:
             raise ValueError(f"part={part}: expected (r, n) with 0 <= r < n, n a divisor of batch_size={batch_size}")
         self.dataset, self.batch_size, self.augmentation, self.seed = dataset, batch_size, augmentation, seed
+        self.ignore_index = getattr(getattr(dataset, "spec", None), "ignore_index", LABEL_PADDING)
         self.slots = range(number * batch_size // parts, (number + 1) * batch_size // parts)
 
     def slots_of(self, iteration: int) -> Iterator[tuple[int, np.random.Generator]]:
@@ -96,7 +97,9 @@ class BatchStream(Dataset):
     def __getitem__(self, iteration: int) -> Batch:
         pairs = [augment(self.dataset[index], self.augmentation, rng) for index, rng in self.slots_of(iteration)]
         images, labels = zip(*pairs, strict=True)
-        return Batch(unit_range(torch.stack(images)), torch.stack(labels).long())
+        labels_BHW = torch.stack(labels).long()
+        padding_BHW = labels_BHW == LABEL_PADDING  # a class of no data set that ignores another label
+        return Batch(unit_range(torch.stack(images)), labels_BHW.masked_fill_(padding_BHW, self.ignore_index))
 
     def answer(self, iteration: int) -> Any:
         """A batch, or the DataError in its place: raised in a worker, it would come with a traceback."""
@@ -118,7 +121,7 @@ def training_batches(
     part: tuple[int, int] = (0, 1),
     stream: Callable[..., BatchStream] = BatchStream,
 ) -> Iterator[Any]:
-    """Augmented batches `start_iteration` to `iterations` - 1 of an endless stream, however they are started or made.
+    """Augmented batches `start_iteration` to `iterations` - 1 of an endless stream; the same wherever it starts.
 
     `workers` processes prepare batches ahead. `part` (r, n) is part r of n of every batch, for n processes that share
     it; `stream` makes a batch (default: `Batch` on the CPU). A number out of its range, or no data, is a ValueError.
@@ -167,7 +170,7 @@ def evaluation_batches(dataset: SegmentationDataset, batch_size: int) -> Iterato
 
 
 class DeviceStream(BatchStream):
-    """Batches made on a device: all images wait there as uint8, smaller ones in the corner of the largest one's size.
+    """Batches made on a device, which keeps all images as uint8, padded to the largest one's size.
 
     The ``stream`` of :func:`training_batches`, with ``device`` bound: the loader's batches up to rounding, with equal
     labels. At most half of a GPU's free memory is taken (else DataError). Scaling, cropping and flipping are linear
@@ -218,7 +221,7 @@ class DeviceStream(BatchStream):
             pixels_B3hw = _recoloured(pixels_B3hw, shown_Bhw[:, None], self._sent(factors).float())
         padding_311 = self._sent(IMAGE_PADDING).float()[:, None, None]
         images_B3hw = torch.where(shown_Bhw[:, None], pixels_B3hw, padding_311).div_(255)
-        return Batch(images_B3hw, labels_Bhw.long().masked_fill_(~shown_Bhw, LABEL_PADDING))
+        return Batch(images_B3hw, labels_Bhw.long().masked_fill_(~shown_Bhw, self.ignore_index))
 
     def _sent(self, values: Any) -> Tensor:
         """A few numbers on the device, without waiting for it."""

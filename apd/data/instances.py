@@ -43,7 +43,7 @@ class InstanceSpec:
 
 
 class InstanceSample(NamedTuple):
-    """One image and its objects, as stored; what is crowd need not be found, is no mistake and no training target."""
+    """One image and its objects, as stored; crowd need not be found, is no false positive and no training target."""
 
     image_3HW: Tensor  #: uint8 RGB
     boxes_N4: Tensor  #: float32 x0, y0, x1, y1 in pixels, of positive width and height, inside the image
@@ -81,10 +81,11 @@ def class_map(masks_NHW: Tensor, labels_N: Tensor, crowd_N: Tensor) -> Tensor:
 
 
 def as_target(sample: InstanceSample) -> dict[str, Tensor]:
-    """What torchvision's detectors take of a training image, and its :func:`class_map`.
+    """A training image's target as torchvision's detectors take it, with its :func:`class_map`.
 
     That is `boxes` float32 (n, 4), `labels` int64 (n,) from 1, and with masks `masks` uint8 (n, H, W) and `class_map`
-    (H, W). Crowd is left out of the boxes, as are sides below 0.01 pixel: resized to none, they would stop torchvision.
+    (H, W). Boxes leave out crowd and those with a side below 0.01 pixel, which torchvision refuses once it resized
+    them to zero.
     """
     sides_N2 = sample.boxes_N4[:, 2:] - sample.boxes_N4[:, :2]
     wanted_N = ~sample.crowd_N & (sides_N2 >= THINNEST).all(1)

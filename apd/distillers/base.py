@@ -40,7 +40,8 @@ class DistillerConfig:
         if method := cls.__dict__.get("method"):
             if (other := DISTILLERS.get(method)) is not None:
                 where = f"{other.__module__}.{other.__name__}"
-                raise TypeError(f"{cls.__name__}.method = {method!r}: {where} has this name")
+                fix = f"choose another, or in a notebook first: del apd.distillers.base.DISTILLERS[{method!r}]"
+                raise TypeError(f"{cls.__name__}.method = {method!r}: {where} is registered under this name; {fix}")
             DISTILLERS[method] = cls
         dataclass(frozen=True, kw_only=True)(cls)
 
@@ -187,7 +188,7 @@ class Distiller(nn.Module):
 
 
 class FeatureDistiller(Distiller):
-    """A :class:`Distiller` that compares features of stated channels, and checks labels by ``num_classes``."""
+    """A :class:`Distiller` that compares features, given their channels, and checks labels by ``num_classes``."""
 
     kind = "features"
     adapted: ClassVar[bool] = False  # whether the student's go through a 1×1 convolution without bias, `adapter`

@@ -23,7 +23,7 @@ def cross_image_loss(
     """KL between the two nets' similarities of a pixel with all pixels of an image, over all pairs of images.
 
     Similarities are cosines / T under a softmax over the second image's pixels. The maps are averaged down to at most
-    ``most_pixels`` cells an image, over valid pixels. Memory: about five (B, M, B, M) maps.
+    ``most_pixels`` cells an image, over valid pixels. Memory: about seven (B, M, B, M) maps.
     """
     h, w = student_BChw.shape[2:]
     window = next(side for side in count(1) if -(-h // side) * -(-w // side) <= most_pixels)
@@ -106,9 +106,10 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
     the batch (``batch_pixels``), with teacher pixels of earlier batches (``pixel_memory``) and with their class means
     (``region_memory``). For the memories the student's pixels pass through a head to the teacher's channels. In
     training mode every call writes to them, buffers of one queue a class, before it reads; slots not yet written hold
-    random directions, as released. Under DDP each process has its own (the released code gathers from all). Ignored
-    pixels are in no pair and no queue (the released code counts them in ``batch_pixels``, and queues an image's first
-    pixels for a class whatever their labels).
+    random directions, as released. Under DDP each process has its own (the released code gathers from all) only with
+    ``broadcast_buffers=False``: by default DDP overwrites them with rank 0's before every forward pass. Ignored pixels
+    are in no pair and no queue (the released code counts them in ``batch_pixels``, and queues an image's first pixels
+    for a class whatever their labels).
 
     Defaults are released ones but for ``most_pixels`` (released: all): those of the weights are the Cityscapes scripts'
     (the authors advise 0.01 for the memories on VOC; at 0 there is no queue), and the queues of the class, 20 000 and

@@ -113,8 +113,8 @@ class MGD(FeatureDistiller, config=MGDConfig):
     """Masked generative distillation (Yang et al. 2022): the student's features regenerate the teacher's.
 
     They go through a 1×1 convolution where the channels differ; a share of their pixels, drawn from the global
-    generator, and the ignored ones become zero, and two 3×3 convolutions with a ReLU between them regenerate the
-    teacher's map. Defaults are the released segmentation configuration's.
+    generator in eval mode too, and the ignored ones become zero, and two 3×3 convolutions with a ReLU between them
+    regenerate the teacher's map. Defaults are the released segmentation configuration's.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:

@@ -214,7 +214,7 @@ def relation_divergence(student_ND: Tensor, teacher_ND: Tensor, samples_SD: Tens
     """KL of each pixel between softmax(teacher · samples) and softmax(student · samples), over the samples.
 
     The vectors of the N pixels are divided by the temperature; only the student's are no constants. The result,
-    ``divergence_N``, can be differentiated once. Memory beside the input: the gradient's (N, D) map and blocks of a few
-    MiB; nothing of the size N × S.
+    ``divergence_N``, can be differentiated once. Memory beside the input: twice the gradient's (N, D) map, which is put
+    together from its blocks, and a few blocks of :data:`BLOCK_ELEMENTS`; nothing of the size N × S.
     """
     return _RelationDivergence.apply(student_ND, teacher_ND, samples_SD)

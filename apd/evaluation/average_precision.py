@@ -34,7 +34,7 @@ class Detections(NamedTuple):
 
 
 class APTable(NamedTuple):
-    """AP, float64, by :data:`IOU_THRESHOLDS`, class and :data:`AREAS`, NaN without instances; how many these are."""
+    """AP (float64) by :data:`IOU_THRESHOLDS`, class and :data:`AREAS`, NaN without instances, and instance counts."""
 
     ap_TKA: Tensor
     instances_K: Tensor
@@ -60,7 +60,10 @@ def ap_scores(table: APTable) -> APScores:
 
 
 class DetectionScorer:
-    """Compares detections with the ground truth, image by image, by boxes, masks or both; or DetectionExtraMissing."""
+    """Compares detections with the ground truth, image by image, by boxes, masks or both.
+
+    DetectionExtraMissing at construction where faster-coco-eval is not installed.
+    """
 
     def __init__(self, spec: InstanceSpec, kinds: Sequence[Kind] = ("boxes", "masks")) -> None:
         coco_library(_PURPOSE)

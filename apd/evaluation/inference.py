@@ -37,7 +37,7 @@ class Scores(NamedTuple):
 
 
 class ConfusionMatrix:
-    """`matrix_KK[t, p]` (int64, where the labels live): pixels of class t that were called p, summed over images."""
+    """`matrix_KK[t, p]` (int64, on the labels' device): pixels of class t that were predicted as p, over all images."""
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         if num_classes < 2:
@@ -51,7 +51,8 @@ class ConfusionMatrix:
             if values.is_floating_point() or values.is_complex():
                 raise ValueError(f"{name} are {values.dtype}: expected integer classes, such as logits.argmax(1)")
         if predictions.shape != labels.shape:
-            raise ValueError(f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} differ in shape")
+            shapes = f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} differ in shape"
+            raise ValueError(f"{shapes}: predict on the labels' grid, predict_labels(model, images, labels.shape[-2:])")
         labels = labels.long()
         valid = labels != self.ignore_index
         truth, called = labels[valid], predictions.to(labels.device).long()[valid]
@@ -128,8 +129,6 @@ def predict_labels(
     `model`, in eval mode, gives an output with `logits` (B, K, h, w); images are float in [0, 1]. Logits are resized
     bilinearly (align_corners, as published) to `size` (default: the images'); `inference` says what to average over.
     """
-    if model.training:
-        raise ValueError("model is in training mode: call model.eval() first, or dropout and batch norm change scores")
     if inference == WHOLE_IMAGE:
         return _logits(model, images_B3HW, size).argmax(1)
     return class_probabilities(model, images_B3HW, inference, size).argmax(1)
@@ -268,6 +267,8 @@ def _whole(model: nn.Module, images_B3HW: Tensor, inference: InferenceOptions) -
 
 
 def _logits(model: nn.Module, images_B3HW: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    if model.training:
+        raise ValueError("model is in training mode: call model.eval() first, or dropout and batch norm change scores")
     size = size or tuple(images_B3HW.shape[-2:])
     return F.interpolate(model(images_B3HW).logits.float(), size, mode="bilinear", align_corners=True)
 

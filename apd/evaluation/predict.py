@@ -141,6 +141,8 @@ def _palette_image(labels_HW: np.ndarray, spec: DatasetSpec) -> Image.Image:
 
 def write_label_map(labels_HW: np.ndarray, path: Path, spec: DatasetSpec) -> None:
     """Write class numbers (uint8) as a palette PNG: its pixels are the numbers, shown in the classes' colours."""
+    if labels_HW.dtype != np.uint8:
+        raise ValueError(f"labels_HW is {labels_HW.dtype}: expected uint8, as of predict_labels(...).byte()")
     save_image(_palette_image(labels_HW, spec), path)
 
 

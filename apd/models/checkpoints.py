@@ -35,7 +35,7 @@ _DEEPLABV3_OF_APD = _EVERYWHERE | {
 
 
 def load_weights(model: Segmenter | CustomSegmenter, path: str | Path, *, sha256: str = "") -> str:
-    """Fill a network from a file, strictly: one that this project wrote, a released checkpoint, or its own library's.
+    """Load a network's weights strictly from a file: of this project, a released checkpoint, or of its own library.
 
     Released are the checkpoints of APD (PSPNet and DeepLabV3 on deep-stem ResNets) and of semseg's code line (PSPNet),
     recognised by the names in the file. The network is built as theirs was: the defaults of

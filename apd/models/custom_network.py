@@ -133,7 +133,8 @@ def build_custom(
     """The network that `builder` returns, "package.module:function" or "nets.py:function", read at two paths or more.
 
     The function gets the number of classes as its `num_classes` or `classes`. Paths of :data:`KNOWN_PATHS` may be left
-    out. ValueError: something is wrong with it, a path, or the maps of zeros; a file of another sha256 is a warning.
+    out. The network is on the CPU and in training mode, and parameters that no map depends on are frozen. ValueError:
+    something is wrong with it, a path, or the maps of zeros; a file of another sha256 is a warning.
     """
     where, _, name = builder.rpartition(":")
     try:

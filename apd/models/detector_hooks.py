@@ -82,7 +82,7 @@ class DetectorTap:
 
     @property
     def labels_B1N(self) -> Tensor:
-        """The label that each box was matched with; :data:`NO_BOX` in the places that an image leaves free."""
+        """The label that each box was matched with, padded with :data:`NO_BOX` where an image has fewer boxes."""
         return _side_by_side([labels[:, None] for labels in self._get("labels")], fill=NO_BOX)[:, 0]
 
     @property

@@ -52,7 +52,8 @@ class AtrousPooling(nn.Module):
     """The DeepLabV3 head up to its feature map: convolutions at several distances, concatenated and merged.
 
     Its branches, with batch norm and ReLU: the image's mean through a 1×1 convolution, a 1×1 convolution, and a 3×3
-    convolution at each dilation, in cells (as published at output stride 8, see :func:`aspp_dilations`).
+    convolution at each dilation, in cells (as published at output stride 8, see :func:`aspp_dilations`). As of
+    :class:`PyramidPooling`, a batch of one image in training mode is torch's ValueError.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, dilations: Sequence[int] = (12, 24, 36)) -> None:
@@ -103,8 +104,9 @@ class Segmenter(nn.Module):
     """Images in [0, 1] → class logits and the features that they come from; see :func:`~apd.models.build_segmenter`.
 
     The images' normalisation lies in the state dict: a checkpoint is complete. `head` makes `width` features of the
-    backbone's last map; an auxiliary head makes logits of the one before. Images that are no floating-point `B 3 H W`
-    of sides from 32 on are an error, as are, on the CPU (a GPU's queue would stall), values outside [0, 1].
+    backbone's last map; an auxiliary head makes logits of the one before. Images must be floating-point `B 3 H W` in
+    [0, 1], with sides of at least 32 pixels, else a TypeError or ValueError; the values are checked on the CPU only,
+    since a check would make a GPU wait.
     """
 
     config: Mapping[str, Any] = {}
@@ -183,6 +185,8 @@ class Segmenter(nn.Module):
 
 def check_images(images_B3HW: Tensor) -> None:
     """Raise unless the images are floating-point `B 3 H W` in [0, 1] of sides from 32 on."""
+    if not isinstance(images_B3HW, Tensor):
+        raise TypeError(f"images: got a {type(images_B3HW).__name__}, expected a tensor (batch, 3, height, width)")
     if not images_B3HW.is_floating_point():
         fix = "for uint8 use images.float() / 255"
         raise TypeError(f"images: got {images_B3HW.dtype}, expected floating point in [0, 1]; {fix}")

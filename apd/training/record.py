@@ -72,7 +72,7 @@ class Record:
 
     @cached_property
     def ap(self) -> dict[Kind, APScores]:
-        """AP of the last step's student on the evaluation split: "boxes", and "masks" of a Mask R-CNN."""
+        """AP of the kept weights, as in `scores`, on the evaluation split: "boxes", and "masks" of a Mask R-CNN."""
         return self._ap(self.content)
 
     @cached_property
@@ -82,7 +82,10 @@ class Record:
 
     @cached_property
     def scores(self) -> Scores:
-        """Scores of the last step's student on the evaluation split; of segmentation only (else RecordError)."""
+        """Scores of the kept weights (the last, the average, or the best on val) on the evaluation split.
+
+        RecordError where the record is one of detection.
+        """
         return self._scores(self.content)
 
     def scores_on(self, split: str) -> Scores:

@@ -71,7 +71,8 @@ def scaled_weights(weights_K: list[float], device: torch.device) -> Tensor:
 def added_loss(kind: str, logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Tensor:
     """The loss "focal", "dice" or "lovasz" of segmentation-models-pytorch; a connected zero when no pixel is valid.
 
-    Dice and Lovász are no means: of a batch in parts (ranks, micro-batches) each has its own, by its valid pixels.
+    Dice and Lovász are not means over pixels: of a batch in parts (ranks, micro-batches) each part computes its own,
+    weighted by its share of the valid pixels.
     """
     losses, logits_BKHW = loss_library(), upsample(logits_BKhw.float(), labels_BHW.shape[1:])
     valid = valid_weight(labels_BHW, ignore_index)
@@ -88,7 +89,7 @@ def loss_library() -> Any:
 
 
 class SegmentationTask(RunTask):
-    """A class for every pixel, judged by a confusion matrix."""
+    """Semantic segmentation, scored by a confusion matrix."""
 
     expected, kind = "expected_miou", "network"
     train_split: SegmentationDataset | None = None  # whose labels class weights are balanced by

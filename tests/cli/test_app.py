@@ -16,7 +16,7 @@ from own_folders import leave
 from small_experiments import exit_code, tiny
 
 from apd.cli import app as cli
-from apd.config.experiment import DataConfig
+from apd.config.experiment import DataConfig, ExperimentError
 from apd.config.identity import from_dict, to_dict
 from apd.cost.measure import LossShape
 from apd.evaluation.inference import scores
@@ -120,6 +120,8 @@ def test_recipes_are_listed_and_shown_as_they_are_run(arguments, capsys):
     for size, method in map(cli.recipe_parts, recipes):
         chosen = ["--size", size, "--method", method]
         assert cli.with_recipe([f"{size}-{method}"]) == cli.with_recipe([size, *chosen[2:]]) == chosen
+    with pytest.raises(ExperimentError, match=r"'roi_apd': .* at size tiny; it is of size scenes_detection"):
+        recipe("tiny", "roi_apd")
     assert leave("recipes", *arguments) == 0
     assert from_dict(json.loads(capsys.readouterr().out)) == recipes["small-apd"]
 
@@ -138,7 +140,6 @@ def test_a_run_can_be_evaluated_on_every_split_that_its_data_can_have():
         (["train", "tny-apd"], ["there is no recipe 'tny-apd'", "did you mean 'tiny-apd'?"]),
         (["train", "tiny-apd", "--method=student"], ["--method=student: the recipe tiny-apd says it already"]),
         (["train", "--seed", "3", "facade-small-apd"], ["stands first, as in `apd train facade-small-apd …`"]),
-        (["train", "--method", "roi_apd"], ["'roi_apd'", "at size tiny; it is of size scenes_detection"]),
         (["train", "small-apd", "--data.world=1"], ["--data.world=1: only scenes have it, and --data.name is camvid"]),
         (["campaign", "scenes"], ["there is no campaign 'scenes'", "did you mean 'scenes-tiny'?"]),
         (["train", "--size", "smal"], ["'smal'", "did you mean 'small'?"]),

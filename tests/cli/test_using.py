@@ -110,7 +110,7 @@ def test_evaluate_and_predict_take_windows_mirror_images_and_sizes(finished, tmp
     ("arguments", "code", "expected"),
     [
         (["evaluate", "RUN", "--sliding-window", "1.5"], 2, ["--sliding-window: ", "= 1.5", "above 0 and at most 1"]),
-        (["evaluate", "RUN", "--scales", "1", "0"], 2, ["--scales 1.0 0.0: ", "at least one number above 0"]),
+        (["evaluate", "RUN", "--scales", "1", "0"], 2, ["--scales 1.0 0.0: ", "1 to 64 numbers, each from"]),
         (["evaluate", "RUN", "--scales", "0.5"], 2, ["--scales 0.5: ", "a side of 16 pixels", "32×48", "use larger"]),
         (["predict", "RUN", "FILE", "--least-score", "0.4"], 2, ["--least-score 0.4: ", "for a run of detection"]),
         (["evaluate", "RUN", "--csv", "FOLDER"], 2, ["--csv", "expected a file in a folder that is there"]),

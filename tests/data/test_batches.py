@@ -1,6 +1,7 @@
 """Batches: a pure function of seed and iteration, of every sample once an epoch, by the loader or on a device."""
 
 import random
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,7 @@ from small_experiments import tiny
 
 from apd.data import batches as module
 from apd.data.augment import Augmentation
-from apd.data.batches import DeviceStream, epoch_order, evaluation_batches, training_batches
+from apd.data.batches import BatchStream, DeviceStream, epoch_order, evaluation_batches, training_batches
 from apd.data.images import DataError
 from apd.data.specs import SCENES, Sample
 from apd.training.run import train
@@ -171,6 +172,15 @@ def test_the_batches_are_the_loaders_up_to_rounding_and_to_the_last_bit_where_no
         assert (levels < 1.5).float().mean() > 0.9
         if augmentation.scale == (1, 1):
             torch.testing.assert_close(tuple(there), tuple(loaded), rtol=0, atol=0, check_stride=True)
+
+
+def test_padding_gets_the_label_that_the_data_set_ignores():
+    data = Noise()
+    data.spec = replace(SCENES, ignore_index=100)
+    for stream in (BatchStream, partial(DeviceStream, device=torch.device("cpu"))):
+        options = dict(batch_size=2, augmentation=Augmentation(crop=(64, 64)), seed=0, iterations=1, stream=stream)
+        (batch,) = training_batches(data, **options)
+        assert set(batch.labels_BHW.unique().tolist()) == {*range(10), 100}
 
 
 def test_a_device_reads_the_data_once_in_one_byte_a_value_and_refuses_what_is_wrong_or_does_not_fit(monkeypatch):

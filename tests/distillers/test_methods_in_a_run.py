@@ -115,5 +115,7 @@ def test_a_new_method_is_one_file_and_another_of_its_name_is_refused(absolute, r
     assert trained[0].shape[:2] == (TEACHER.network.head_width, NETWORK.head_width)
     assert train(experiment).experiment == experiment
     assert all(entry["absolute.absolute"] > 0 for entry in outcome(experiment)["log"])
-    with pytest.raises(TypeError, match=r"^SameConfig.method = 'absolute': absolute_method.AbsoluteConfig has this na"):
+    with pytest.raises(
+        TypeError, match=r"^SameConfig.method = 'absolute': absolute_method.AbsoluteConfig is registered"
+    ):
         type("SameConfig", (DistillerConfig,), {"method": "absolute"})

@@ -77,6 +77,8 @@ def test_logits_are_brought_to_the_wanted_grid_before_the_arg_max():
         assert torch.equal(inference.predict_labels(model, images, size), expected)
     with pytest.raises(ValueError, match=r"model is in training mode: call model\.eval\(\) first"):
         inference.predict_labels(model.train(), images)
+    with pytest.raises(ValueError, match="model is in training mode"):
+        class_probabilities(model, images, InferenceOptions(flip=True))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
@@ -157,13 +159,13 @@ def test_windows_cover_a_side_without_a_gap_and_none_leaves_it(length, window, s
 @settings(max_examples=60, deadline=None)
 @given(st.tuples(LENGTHS, LENGTHS), st.tuples(LENGTHS, LENGTHS), st.floats(0.15, 1), st.booleans(), st.integers(1, 3))
 def test_windows_of_any_size_and_stride_give_every_pixel_its_own_answer(size, window, stride, flip, batch):
-    model, images = Convolution(kernel=1), random_images(*size, batch)  # it sees one pixel at a time
+    model, images = Convolution(kernel=1).eval(), random_images(*size, batch)  # it sees one pixel at a time
     options = InferenceOptions(window=window, stride=stride, flip=flip)
     torch.testing.assert_close(class_probabilities(model, images, options), whole(model, images))
 
 
 def test_the_mean_over_windows_is_that_of_a_loop_over_pixels_and_a_mirror_image_is_averaged():
-    model, images = Convolution(kernel=5), random_images(17, 23, batch=3)
+    model, images = Convolution(kernel=5).eval(), random_images(17, 23, batch=3)
     found = class_probabilities(model, images, InferenceOptions(window=(8, 9), stride=0.5))
     sums, counts = torch.zeros(3, 3, 17, 23), torch.zeros(17, 23)
     for top, left in product(inference.window_starts(17, 8, 0.5), inference.window_starts(23, 9, 0.5)):
@@ -179,7 +181,7 @@ def test_the_mean_over_windows_is_that_of_a_loop_over_pixels_and_a_mirror_image_
 
 
 def test_sizes_are_averaged_as_probabilities_on_the_grid_of_the_answer():
-    model, images = Convolution(kernel=3), random_images(20, 30)
+    model, images = Convolution(kernel=3).eval(), random_images(20, 30)
     found = class_probabilities(model, images, InferenceOptions(scales=(0.5, 1, 1.5)))
     sizes = [(10, 15), (20, 30), (30, 45)]
     assert model.shapes == [(2, 3, *size) for size in sizes]
@@ -191,7 +193,7 @@ def test_sizes_are_averaged_as_probabilities_on_the_grid_of_the_answer():
 
 
 def test_an_image_smaller_than_a_window_lies_in_its_middle_on_mean_colour():
-    images, network = random_images(5, 30, batch=1), Convolution()
+    images, network = random_images(5, 30, batch=1), Convolution().eval()
     class_probabilities(network, images, InferenceOptions(window=(12, 20), stride=1))
     colour = torch.tensor(IMAGE_PADDING)[:, None, None] / 255
     for part, left in zip(network.last, (0, 10), strict=True):  # both windows at once
@@ -202,7 +204,7 @@ def test_an_image_smaller_than_a_window_lies_in_its_middle_on_mean_colour():
 def test_memory_grows_with_the_pixels_and_not_with_the_windows():
     def peak(side, stride):
         options, images = InferenceOptions(window=(32, 32), stride=stride, flip=True), random_images(side, side, 1)
-        return peak_of(lambda: class_probabilities(Convolution(), images, options), torch.device("cpu"))
+        return peak_of(lambda: class_probabilities(Convolution().eval(), images, options), torch.device("cpu"))
 
     least = peak(128, 0.5)
     assert peak(256, 0.5) < 4.1 * least
@@ -215,7 +217,7 @@ def test_memory_grows_with_the_pixels_and_not_with_the_windows():
         ("window", (713, (713,), (0, 8), (8.0, 8), (True, 8)), "two whole numbers|a tuple of whole numbers or None"),
         ("stride", (0, 1.5, math.nan, "2/3"), "above 0 and at most 1: windows may not leave gaps|a finite number"),
         ("flip", (1,), "a bool"),
-        ("scales", ((), 1.0, (1, -1), (math.inf,)), "at least one number above 0|a tuple of finite numbers"),
+        ("scales", ((), 1.0, (1, -1), (math.inf,)), "1 to 64 numbers, each|a tuple of finite numbers"),
     ],
 )
 def test_wrong_options_are_refused_by_name(field, values, expected):

@@ -243,7 +243,10 @@ def test_tokens_that_fill_no_grid_are_refused_with_the_way_out():
         ((2, 97, 8), 1, "97 tokens, 96 after prefix_tokens=1: they fill no grid .* 1:1 of grid=N"),
         ((2, 42, 8), 0, "they fill no grid .* 1:1 of grid=N"),  # of 6×7 or of 7×6
         ((2, 3, 8), 5, "-2 after prefix_tokens=5"),
+        ((2, 16, 8), -1, "17 after prefix_tokens=-1"),
         ((2, 8, 4, 4), 0, r"tokens is of shape \(2, 8, 4, 4\): expected a tensor \(batch, tokens, channels\)"),
     ):
         with pytest.raises(ValueError, match=message):
             tokens_to_map(torch.zeros(shape), prefix_tokens=prefix)
+    with pytest.raises(ValueError, match=r"grid=14: expected \(height, width\)"):
+        tokens_to_map(torch.zeros(2, 16, 8), 14)

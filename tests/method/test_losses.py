@@ -1,5 +1,7 @@
 """Properties of the four terms (`test_distill` has their values), our own entropy of upsampled logits, and means."""
 
+import math
+
 import pytest
 import slow_reference as slow
 import torch
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 from apd import alignment_loss, class_prototypes, losses, observation_loss, observe, pixel_kd_loss, regularisation_loss
 from apd.losses import masked_mean, upsampled_entropy
 from apd.normalizers import AccumulatedCounts, across_processes, global_count
-from apd.perspective import resize_labels
+from apd.perspective import observe_itself, resize_labels
 
 K = 5
 MAPS, LABELS, PRESENT = torch.ones(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.long), torch.ones(2, 3).bool()
@@ -66,6 +68,11 @@ def test_order_and_names_of_pixels_and_classes_ignored_pixels_and_lengths_of_fea
         (lambda: observe(MAPS, torch.ones(2, 3, 4), PRESENT), ValueError, r"prototypes has shape \(2, 3, 4\): exp"),
         (lambda: observe(MAPS, PROTOTYPES, PRESENT[:, :2]), ValueError, "present is torch.bool of shape"),
         (lambda: observe(MAPS, PROTOTYPES, PRESENT, absent="drop"), ValueError, "absent='drop'"),
+        (lambda: observe(MAPS, PROTOTYPES, PRESENT, scale=1e4), ValueError, "scale=10000.0: expected a positive num"),
+        (lambda: observe_itself(MAPS, SMALL, 3, scale=math.nan), ValueError, "scale=nan: expected a positive number"),
+        (lambda: observe(MAPS, PROTOTYPES, None), TypeError, "present is a NoneType: expected the second result"),
+        (lambda: alignment_loss(PROTOTYPES, None, PRESENT), TypeError, "teacher_prototypes is a NoneType: expected"),
+        (lambda: resize_labels([[1]], (2, 2)), TypeError, "labels is a list: expected an integer tensor"),
     ],
 )
 def test_wrong_arguments_are_named(call, error, message):
@@ -136,11 +143,15 @@ def test_several_means_of_a_part_keep_their_own_counts_and_divide_by_1_where_tha
 
 def test_a_mean_that_was_not_counted_or_not_computed_or_has_no_process_group_is_an_error():
     turns = AccumulatedCounts()
+    with pytest.raises(RuntimeError, match="nothing was counted"), turns.computing():
+        pass
     with turns.counting():
         global_count(torch.tensor(1))
+    with pytest.raises(RuntimeError, match="this part asked for 0 counts, expected at least one"), turns.counting():
+        pass
     with turns.computing():
         global_count(torch.tensor(1))
-        with pytest.raises(RuntimeError, match="this mean was not counted"):
+        with pytest.raises(RuntimeError, match=r"computing\(\) asks for more than 1 counted means: compute the same"):
             global_count(torch.tensor(1))
     with pytest.raises(RuntimeError, match="1 counted means were not computed"), turns.computing():
         pass

@@ -1,6 +1,7 @@
 """Whatever becomes of standard output and error, a training ends cleanly, and a command with the right exit code."""
 
 import os
+import signal
 import sys
 
 import pytest
@@ -13,6 +14,7 @@ from apd.data.specs import DatasetSpec
 from apd.study import recipes
 from apd.training.exit_codes import printing_safely
 from apd.training.record import read_record
+from apd.training.run_log import StopRequest
 
 FULL = "apd: cannot write to standard output: No space left on device"
 STEERING = ["\x1b[31m", "a\x07", "a\nb", "a\t", "\x9b2J", "\u202ea", "a\r=", "\udcff", "\x00", "\u2028"]
@@ -92,6 +94,17 @@ def test_a_name_that_could_steer_a_terminal_is_refused_in_data_and_escaped_in_wh
     printing_safely(lambda: print(f"class {name}") or print(f"warning: {name}", file=sys.stderr))()
     for text in capsys.readouterr():
         assert all(c.isprintable() or c in "\n\t" for c in text)
+
+
+def test_a_terminal_that_is_closed_stops_a_run_unless_nohup_began_it():
+    seen = []
+    for handler in (signal.SIG_IGN, signal.SIG_DFL):  # nohup's, and the usual one
+        before = signal.signal(signal.SIGHUP, handler)
+        with StopRequest(notice=False) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            seen.append(stop.requested)
+        signal.signal(signal.SIGHUP, before)
+    assert seen == [False, True]
 
 
 def test_names_in_any_script_are_kept(capsys):

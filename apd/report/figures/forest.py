@@ -9,20 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from apd.report.comparisons import Corrected
+from apd.report.figures import style
 from apd.report.figures.answers import digits_of, interval, points
-from apd.report.figures.style import (
-    INK,
-    METHOD_COLOURS,
-    WIDTH,
-    Drawing,
-    arranged,
-    capitalised,
-    colour_of,
-    drawing,
-    figure,
-    nothing,
-    quiet_axes,
-)
 from apd.report.statistics import Comparison, Difference, spread
 
 POINTS = 100.0
@@ -85,18 +73,18 @@ class Column(NamedTuple):
     line: tuple[float, str] | None = None
 
 
-def row_figure(labels: Mapping[Any, str], columns: Sequence[Column], axis: str, description: str) -> Drawing:
+def row_figure(labels: Mapping[Any, str], columns: Sequence[Column], axis: str, description: str) -> style.Drawing:
     """Panels side by side, and for a phone below one another; a label without a row in any panel is a heading."""
     beside = _panels(labels, [columns], axis, description)
     if len(columns) == 1:
         return beside
-    return arranged(beside, _panels(labels, [[column] for column in columns], axis, description))
+    return style.arranged(beside, _panels(labels, [[column] for column in columns], axis, description))
 
 
-def _panels(labels: Mapping[Any, str], lines: Sequence[Sequence[Column]], axis: str, description: str) -> Drawing:
+def _panels(labels: Mapping[Any, str], lines: Sequence[Sequence[Column]], axis: str, description: str) -> style.Drawing:
     """Lines of panels below one another, each with the labels of its rows at the left, from the top."""
     stacked, beside = len(lines) > 1, len(lines[0])
-    width, across = NARROW if stacked else WIDTH + FURTHER * (beside - 1), 36 if beside == 1 else 20
+    width, across = NARROW if stacked else style.WIDTH + FURTHER * (beside - 1), 36 if beside == 1 else 20
     lines = [[c._replace(title=textwrap.fill(c.title, across)) for c in line] for line in lines]
     columns = [column for line in lines for column in line]
     headings = labels.keys() - {key for column in columns for key in column.rows}
@@ -104,7 +92,7 @@ def _panels(labels: Mapping[Any, str], lines: Sequence[Sequence[Column]], axis: 
     heights = [[LINE * (1 + text.count("\n")) + GAP for text in of.values()] for of in texts]
     tall, apart = [sum(of) for of in heights], 0.5 if stacked else 0.4
     above = 0.2 * (1 + max(c.title.count("\n") for c in columns)) + 0.25 * any(c.line for c in columns)
-    with figure(width=width, height=sum(tall) + (above + apart) * len(lines) + 0.4) as fig:
+    with style.figure(width=width, height=sum(tall) + (above + apart) * len(lines) + 0.4) as fig:
         fig.get_layout_engine().set(h_pad=apart - 0.36)
         grid = fig.subplots(len(lines), beside, sharey="row", squeeze=False, height_ratios=tall)
         for panels, line, of, each in zip(grid, lines, texts, heights, strict=True):
@@ -113,19 +101,19 @@ def _panels(labels: Mapping[Any, str], lines: Sequence[Sequence[Column]], axis: 
                 axes.set_xlim(*column.limits)
                 axes.set_ylim(sum(each), 0)
                 draw_rows(axes, [row._replace(place=places[key]) for key, row in column.rows.items()], ASIDE)
-                axes.xaxis.set_major_locator(MaxNLocator(6 if width == WIDTH else 4, steps=[1, 2, 5, 10]))
+                axes.xaxis.set_major_locator(MaxNLocator(6 if width == style.WIDTH else 4, steps=[1, 2, 5, 10]))
                 axes.set_title(column.title, pad=22 if column.line else None)
                 if column.line is None:
-                    axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
+                    axes.axvline(0, color=style.INK, linewidth=1.2, zorder=1)
                     axes.xaxis.set_major_formatter(signed)
                 elif not math.isnan(column.line[0]):
                     _teacher(axes, *column.line)
-                quiet_axes(axes, grid="x")
+                style.quiet_axes(axes, grid="x")
             panels[0].set_yticks(list(places.values()), list(of.values()))
             for key, label in zip(of, panels[0].get_yticklabels(), strict=True):
                 label.set_fontweight("bold" if key in headings else "normal")
         fig.supxlabel(textwrap.fill(axis, 46 + 20 * (beside - 1)), fontsize="medium")
-        return drawing(fig, description)
+        return style.drawing(fig, description)
 
 
 def _labels_of(line: Sequence[Column], labels: Mapping[Any, str], headings: Set[Any], letters: int) -> dict[Any, str]:
@@ -146,7 +134,7 @@ def _teacher(axes: Axes, value: float, text: str) -> None:
     side, place = ("right", high) if 2 * value > low + high else ("left", low)
     if low <= value <= high:
         place = value
-        axes.axvline(value, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+        axes.axvline(value, color=style.INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
     text = f"{'← ' if value < low else ''}{text}{' →' if value > high else ''}"
     axes.annotate(text, (place, 1.02), xycoords=axes.get_xaxis_transform(), ha=side, va="bottom")
 
@@ -157,14 +145,14 @@ def forest(
     *,
     axis: str,
     groups: Mapping[Any, str] | None = None,
-) -> Drawing:
+) -> style.Drawing:
     """Differences (fractions of what `axis` says) with their intervals: a panel for each title, bold where significant.
 
     `groups` are headings, each above neighbouring rows of one group. What leaves the figure ends in an arrowhead.
     """
     columns = {title: rows for title, rows in columns.items() if rows}
     if not columns:
-        return nothing("No difference can be drawn, because 0 rows have a seed in common with the reference.")
+        return style.nothing("No difference can be drawn, because 0 rows have a seed in common with the reference.")
     labels, keys = dict[Any, str](), [*dict.fromkeys(key for rows in columns.values() for key in rows)]
     if groups:
         order = list(dict.fromkeys(groups[key] for key in keys))
@@ -179,13 +167,13 @@ def forest(
         drawn.append(Column(title, {key: _difference(row) for key, row in rows.items()}, limits([*found.values()])))
         gains = "; ".join(f"{names[key]} {interval(one)}" for key, one in found.items())
         said.append(f"{f'{title}, ' if title else ''}{axis}: {gains}")
-    return row_figure(labels, drawn, axis, ". ".join(said)).captioned(HOW_TO_READ.format(capitalised(axis)))
+    return row_figure(labels, drawn, axis, ". ".join(said)).captioned(HOW_TO_READ.format(style.capitalised(axis)))
 
 
 def _difference(row: Corrected) -> Row:
     found = row.found
     seeds, ends = [POINTS * value for value in found.pairs.values()], (POINTS * found.low, POINTS * found.high)
-    colour = METHOD_COLOURS[("apd" if found.mean > 0 else "pixel_kd") if row.significant else "student"]
+    colour = style.METHOD_COLOURS[("apd" if found.mean > 0 else "pixel_kd") if row.significant else "student"]
     return Row(0, seeds, colour, ends, points(found.mean, digits_of(found)), row.significant)
 
 
@@ -207,11 +195,11 @@ def limits(differences: Sequence[Difference]) -> tuple[float, float]:
     return POINTS * (low - margin), POINTS * (high + margin)
 
 
-def scores_over_seeds(*comparisons: Comparison) -> Drawing:
+def scores_over_seeds(*comparisons: Comparison) -> style.Drawing:
     """Every method's score, a panel for each comparison: points are seeds, bars means with their value beside them."""
     comparisons = tuple(comparison for comparison in comparisons if comparison.variants)
     if not comparisons:
-        return nothing("No scores can be drawn: there is no record yet.")
+        return style.nothing("No scores can be drawn: there is no record yet.")
     labels = {method: one.names[method] for one in comparisons for method in one.variants}
     columns, said = zip(*map(_scores, comparisons), strict=True)
     score, ends = comparisons[0].score.name, [(*column.limits, column.line[0]) for column in columns]
@@ -229,7 +217,7 @@ def _scores(comparison: Comparison) -> tuple[Column, str]:
         values = [POINTS * value for value in comparison.values(method).values()]
         mean, deviation, _ = spread(values)
         text = f"{mean:.1f}" + ("" if math.isnan(deviation) else f" ± {deviation:.1f}")
-        rows[method] = Row(0, values, colour_of(method), text=text)
+        rows[method] = Row(0, values, style.colour_of(method), text=text)
         said.append(f"{comparison.names[method]} {mean:.1f}")
     near = [value for row in rows.values() for value in row.seeds]
     teacher, low, high = POINTS * comparison.teacher_score, min(near), max(near)

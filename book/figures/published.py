@@ -22,7 +22,7 @@ OURS = (
 )
 """The campaigns that have a baseline, its equal-time run and APD; those without records yet are passed over."""
 NAMES = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "pascal_context": "PASCAL-Context"}
-ROW, LEFT, RIGHT = 40, 180, 440
+ROW, LEFT, RIGHT = 40, 196, 446
 
 Mark = Callable[[Drawing, float, float, str], None]
 
@@ -47,21 +47,22 @@ def ours() -> list[Gain]:
     """From the committed records, of every data set that has two seeds of APD."""
     campaigns, _ = read_campaigns([name for name in OURS if name in CAMPAIGNS])
     rows = []
-    for name, comparison in ((name, one) for name, records in campaigns.items() for one in compare(records)):
+    for comparison in (one for records in campaigns.values() for one in compare(records)):
         gain, equal = (comparison.difference("apd", other) for other in ("student", LONGER))
         if len(gain.pairs) > 1:
-            rows.append(Gain(*_named(name, comparison), gain, equal if len(equal.pairs) > 1 else None))
+            rows.append(Gain(*_named(comparison), gain, equal if len(equal.pairs) > 1 else None))
     return rows
 
 
-def _named(campaign: str, comparison: Comparison) -> tuple[str, str]:
+def _named(comparison: Comparison) -> tuple[str, str]:
     data, runs = comparison.data, comparison.variants["apd"].values()
     seeds = len(comparison.difference("apd", "student").pairs)
     remark = f"{next(iter(runs)).experiment.training.iterations} steps, {seeds} seeds"
+    start = "" if comparison.any_record.experiment.network.weights == "none" else "pretrained, "
     if data.name == "scenes":
         return f"Scenes, shift {data.context_shift:g}", remark
     size = f", {data.height}×{data.width}" if data.height else ""
-    return f"{DATA_NAMES[data.name]}{size}", ("pretrained, " if "pretrained" in campaign else "") + remark
+    return f"{DATA_NAMES[data.name]}{size}", start + remark
 
 
 def draw(colours: Colours) -> Drawing:

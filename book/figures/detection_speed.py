@@ -23,7 +23,7 @@ from torchvision.models.detection import FasterRCNN
 
 from apd.config.detection_config import DetectorConfig
 from apd.cost.measure import quartiles
-from apd.data.batches import InstanceBatch, unit_range
+from apd.data.batches import InstanceBatch, on_device, unit_range
 from apd.data.instances import InstanceSpec, Noise, as_target
 from apd.distillers.apd import RoIAPD, dense_apd
 from apd.distillers.on_detectors import ReviewKD, pyramid_matching, roi_dkd, roi_kd
@@ -83,7 +83,8 @@ def noise_batch(shape: dict[str, Any], device: torch.device) -> InstanceBatch:
     spec = InstanceSpec("noise", tuple(map(str, range(shape["classes"]))))
     sample = Noise(spec, (shape["height"], shape["width"]))[0]
     count = shape["batch"]
-    return InstanceBatch([unit_range(sample.image_3HW)] * count, [as_target(sample)] * count).to(device)
+    batch = InstanceBatch([unit_range(sample.image_3HW)] * count, [as_target(sample)] * count)
+    return on_device(batch, device, pinned=False)
 
 
 def detector_step_cost(

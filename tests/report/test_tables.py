@@ -258,7 +258,7 @@ def test_campaigns_are_read_with_a_sentence_on_how_far_they_got(tmp_path, campai
     records, progress = reading.read_campaigns(["scenes-tiny", "camvid-small"], tmp_path)
     assert (len(records["scenes-tiny"]), len(records["camvid-small"])) == (3, 0)
     assert f"scenes-tiny: 3 of {len(planned)} planned runs have a record; 1 of other settings left out" in str(progress)
-    assert "`apd campaign camvid-small`" in str(progress)
+    assert f"`apd campaign camvid-small --records {tmp_path}/camvid-small`" in str(progress)
     with pytest.raises(FileNotFoundError, match="no such folder; it should hold scenes-tiny"):
         reading.read_campaigns(["scenes-tiny"], tmp_path / "absent")
     (tmp_path / "scenes-tiny" / "broken.json").write_text("{")

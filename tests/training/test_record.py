@@ -247,7 +247,7 @@ def test_the_records_of_a_folder_come_in_the_order_of_their_names(content, tmp_p
     for path in paths:
         Path(path).write_text(json.dumps(content))
     assert [record.source for record in read_records(tmp_path)] == paths[1::-1]
-    with pytest.raises(RecordError, match=r"scenes-tiny: no records; .*apd campaign scenes-tiny"):
+    with pytest.raises(RecordError, match=r"scenes-tiny: no records; .*apd campaign NAME --records .*scenes-tiny"):
         read_records(tmp_path / "scenes-tiny")
 
 

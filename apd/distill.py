@@ -173,15 +173,12 @@ class APDLoss(nn.Module):
         trained += ["student_logits"] if weights["pixel_kd"] else []
         ignore_index = self.ignore_index if self.labels_from == "truth" else None  # else every pixel counts
         maps = validation.check_call(self, maps, labels, ignore_index, trained=trained)
-        perspective.valid_pixels(
-            labels, self.num_classes, ignore_index=self.ignore_index
-        )  # also those the feature grid skips
+        perspective.valid_pixels(labels, self.num_classes, ignore_index=self.ignore_index)  # also those off the grid
         if self.labels_from == "teacher":
             highest, labels = losses.upsample(validation.without_infinities(teacher_logits), labels.shape[1:]).max(1)
         if weights["regularisation"] or weights["alignment"] or weights["observation"]:
-            student_BChw, teacher_BChw = perspective.match_grids(
-                maps["student_features"], maps["teacher_features"].detach()
-            )
+            both = maps["student_features"], maps["teacher_features"].detach()
+            student_BChw, teacher_BChw = perspective.match_grids(*both)
             seen = self._classes_at_hand(labels, perspective.resize_labels(labels, teacher_BChw.shape[2:]))
             teacher_BKD, present_BK, teacher_BKhw = self._observe(self.teacher_head(teacher_BChw), seen)
         if weights["regularisation"]:
@@ -196,7 +193,10 @@ class APDLoss(nn.Module):
         if weights["alignment"]:
             terms["alignment"] = losses.alignment_loss(student_BKD, teacher_BKD, present_BK)
         if weights["observation"]:
-            terms["observation"] = self._observation(student_BKhw, teacher_BKhw, present_BK, seen)
+            how = {"ignore_index": seen.ignore_index, "reduction": self.reduction}
+            terms["observation"] = losses.observation_loss(
+                student_BKhw, teacher_BKhw, present_BK, seen.labels_Bhw, **how
+            )
         if weights["pixel_kd"]:
             options = {"temperature": self.temperature, "upsample_logits": self.upsample_logits}
             options |= {"ignore_index": self.ignore_index, "reduction": self.reduction}
@@ -226,9 +226,3 @@ class APDLoss(nn.Module):
         options = {"scope": self.scope, "scale": self.scale, "absent": self.absent}
         options |= {"ignore_index": seen.ignore_index, "detach_prototypes": detach_prototypes}
         return perspective.observe_itself(features_BDhw, seen.labels_Bhw, seen.num_classes, **options)
-
-    def _observation(
-        self, student_BKhw: Tensor, teacher_BKhw: Tensor, present_BK: Tensor, seen: perspective.CompactLabels
-    ) -> Tensor:
-        options = {"ignore_index": seen.ignore_index, "reduction": self.reduction}
-        return losses.observation_loss(student_BKhw, teacher_BKhw, present_BK, seen.labels_Bhw, **options)

@@ -178,14 +178,14 @@ def _check_size(entry: tuple[Path, tuple[int, int]]) -> None:
         with Image.open(path) as opened:
             size = opened.size
     except OSError as error:
-        raise FetchError(f"{path} is missing or cannot be read as an image ({error}); fetch the data again") from error
+        raise FetchError(f"{path} is missing or cannot be read as an image ({error}); {ANEW}") from error
     if size != said:
         raise FetchError(f"{path} is {size[0]}×{size[1]}, its entry says {said[0]!s:.9}×{said[1]!s:.9}")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file() or not 0 < file.stat().st_size <= 1 << 30:
-        raise FetchError(f"{file} is missing, empty, or larger than 1 GiB; fetch the data again")
+        raise FetchError(f"{file} is missing, empty, or larger than 1 GiB; {ANEW}")
     try:
         content = json.loads(file.read_bytes())
         if not all(isinstance(content[part], list) for part in ("images", "annotations", "categories")):

@@ -138,9 +138,9 @@ def list_in(file: Path) -> list[str]:
     try:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except ValueError as error:
-        raise FetchError(f"{file} is not UTF-8 ({error}); fetch the data again") from error
+        raise FetchError(f"{file} is not UTF-8 ({error}); {ANEW}") from error
     if odd := [line for line in lines if len(line) > 1000 or not line.replace("\t", "").isprintable()]:
-        raise FetchError(f"{file} holds the line {odd[0]!r:.80}; expected a short one of text: fetch the data again")
+        raise FetchError(f"{file} holds the line {odd[0]!r:.80}; expected a short one of text: {ANEW}")
     return lines
 
 

@@ -140,7 +140,8 @@ def plan(
 
 def from_here(paths: str) -> str:
     """Paths with commas between them, absolute where they lead to something from here: a kernel runs elsewhere."""
-    return ",".join(str(Path(path).resolve()) if Path(path).exists() else path for path in paths.split(","))
+    parts = [paths] if paths and Path(paths).exists() else paths.split(",")  # a comma may be a part of a name
+    return ",".join(str(Path(part).resolve()) if part and Path(part).exists() else part for part in parts)
 
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -2,10 +2,10 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
 from importlib import import_module
-from pathlib import Path
 from typing import Any, get_args
 
 from apd.fields import UsageError, did_you_mean
@@ -76,8 +76,10 @@ def parse(kind: type, arguments: list[str], **options: Any) -> Any:
         text = re.sub(r"Perhaps you meant: (.*)", _only_flags, text)
         over = re.match(r"Unrecognized options: ([^-]\S*)", text)
         if over and options.get("prog") == "apd train":
-            text += f": a recipe's name stands first, as in `apd train {over[1]} …`"
-        elif over and Path(over[1], "record.json").is_file():
+            with contextlib.suppress(UsageError):  # of a word that is no recipe
+                recipe_parts(over[1])
+                text += f": a recipe's name stands first, as in `apd train {over[1]} …`"
+        elif over and os.path.isfile(os.path.join(over[1], "record.json")):
             text += ": one run at a time, so where several fit a pattern name one of them"
         if wrong := re.search(r"invalid choice '([^']*)' for argument '([^']*)'.*?one of \(([^)]*)\)", text):
             value, argument, choices = wrong.groups()
@@ -97,10 +99,9 @@ def only(arguments: list[str], flags: tuple[str, ...]) -> list[str]:
     """Those of `flags` that stand in the command line, with their values, in either spelling."""
     kept = []
     for place, argument in enumerate(arguments):
-        if argument in flags:
-            kept += arguments[place : place + 2]
-        elif argument.startswith(tuple(f"{flag}=" for flag in flags)):
-            kept.append(argument)
+        flag, equals, _ = argument.partition("=")
+        if flag.replace("_", "-") in flags:  # as tyro takes it
+            kept += arguments[place : place + (1 if equals else 2)]
     return kept
 
 

@@ -87,6 +87,8 @@ def evaluate(arguments: list[str], sentence: str) -> int:
         raise UsageError(f"--pictures {chosen.pictures}: expected a folder, and this is a file")
     if detection and chosen.csv is not None:
         raise UsageError("--csv is for segmentation; a detector's AP of every class is printed")
+    if chosen.split in ("test_out_of_place", "night") and data.name != "labelmefacade":
+        raise UsageError(f"--split {chosen.split}: only labelmefacade has it, and this run's data are {data.name}")
     if detection and data.name == "coco" and chosen.split == "test":
         raise UsageError(f"--split test: this run's data have train ({data.train_part}) and val ({data.val_part}) only")
     task, training = task_of(record.experiment), chosen.split == "train"

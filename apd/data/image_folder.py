@@ -29,7 +29,7 @@ def find_data(name: str, *, script: str | None = None, then: str = "") -> Path:
     fetch = f", or run `python data_scripts/{script} fetch DEST`{then} and set APD_DATA to DEST" if script else ""
     advice = f"Set APD_DATA to the folder that contains {name}/{fetch}."
     parent = os.environ.get("APD_DATA")
-    root = Path(os.path.expanduser(parent or ""), os.path.expanduser(name))  # knows unknown users
+    root = Path(os.path.expanduser(parent or ""), os.path.expanduser(name))  # unlike Path's, it takes an unknown user
     if (parent or root.is_absolute()) and os.path.isdir(root):  # False, unlike Path's own, of a name too long
         return root
     held = f"holds no folder {name}/" if os.path.isdir(root.parent) else "is not a folder"

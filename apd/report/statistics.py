@@ -23,7 +23,7 @@ class ComparisonError(ValueError):
 
 
 class Score(NamedTuple):
-    """A number of a record, as a fraction: the last step's student's and the teacher's; NaN where there is none."""
+    """A number of a record, as a fraction: the scored student's and the teacher's; NaN where there is none."""
 
     name: str
     of: Callable[[Record], float]
@@ -138,7 +138,7 @@ class Comparison:
         return replace(self, variants={key: self.variants[key] for key in methods if key in self.variants})
 
     def values(self, method: str) -> dict[int, float]:
-        """The score of the last step's student, by seed; empty when the method has no record."""
+        """The score of the scored student, by seed; empty when the method has no record."""
         return {seed: self.score.of(record) for seed, record in self.variants.get(method, {}).items()}
 
     def difference(self, method: str, reference: str, confidence: float = 0.95) -> Difference:

@@ -193,7 +193,8 @@ class SideBySide:
             worker.speed = (step - worker.first[1]) / seconds
 
     def _done(self, worker: Worker, run: Experiment, content: dict[str, Any]) -> None:
-        if worker.first is not None and (steps := run.training.iterations - worker.first[1]):
+        steps = run.training.iterations - worker.first[1] if worker.first else 0
+        if 2 * steps > run.training.iterations:  # of one resumed late, the start would count too much
             self.paces[kind_of(run)] = (time.monotonic() - worker.given) / steps  # start and scoring included
         left = f"about {self.seconds_left() / 60:.0f} min left"
         outlook = f"{self.speed:.1f} steps/s, {len(self.busy)} at a time, {left}"

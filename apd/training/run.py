@@ -25,7 +25,7 @@ from apd.training.record import Record, provenance, read_record, repository
 from apd.training.run_log import require_tensorboard
 from apd.training.schema import SCHEMA, with_digest
 from apd.training.segmentation import SegmentationTask
-from apd.training.task import RunTask, load_teacher
+from apd.training.task import RunTask, load_teacher, teacher_file
 from apd.training.trainer import Progress, Task, Trainer
 
 
@@ -187,8 +187,8 @@ def _finished(folder: Path, experiment: Experiment) -> Record | None:
     others = {"scenes": "scenes of another version of their generator"}
     others["folder"] = f"other images or labels than {data.folder} holds today"
     fix, taught = "delete the folder, or keep it elsewhere, to have the run made again", record.content["teacher"] or {}
-    given = Path(os.path.expanduser(experiment.teacher.weights_file if experiment.teacher else ""))
-    if given.is_file() and sha256_of(given) != taught.get("weights_sha256"):
+    named = experiment.teacher.weights_file if experiment.teacher else ""
+    if named and (given := teacher_file(named)).is_file() and sha256_of(given) != taught.get("weights_sha256"):
         raise CheckpointError(f"{folder} was made with another teacher than {given} holds today: {fix}")
     if found := what_changed(record.identities, task_of(record.experiment).splits().identities(data.evaluation_split)):
         raise CheckpointError(f"{folder} was made from {others.get(data.name, 'other data')}: {fix} ({found})")

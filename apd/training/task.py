@@ -192,19 +192,26 @@ def _other_buffers(block: nn.Module) -> Iterator[None]:
             module._buffers.update(buffers)
 
 
+def teacher_file(given: str | Path) -> Path:
+    """The file of a teacher's weights; a run may be named by its folder or its record, as for other commands."""
+    path = Path(os.path.expanduser(given))
+    if path.name == "record.json" or (path / "record.json").is_file():
+        path = (path if path.is_dir() else path.parent) / "weights.safetensors"
+    return path
+
+
 def load_teacher(task: Any, path: Path, num_classes: int, device: torch.device) -> nn.Module:
     """The task's teacher with strictly loaded weights, in eval mode, without gradients; else TeacherError.
 
     `path` is a run's, whose record must know them, or any that can be read; its digest becomes `task.teacher_sha256`.
     """
-    path = Path(os.path.expanduser(path))
-    if path.name == "record.json" or (path / "record.json").is_file():  # a run, as other commands take it
-        path = (path if path.is_dir() else path.parent) / "weights.safetensors"
+    path = teacher_file(path)
     record, given = path.with_name("record.json"), task.experiment.teacher.weights_file
     fix = f"restore it, or delete {record} to finish the teacher's run again"
     if given:
         fix = "give another --teacher.weights-file, or by --teacher.network.… the network that it is of"
     if not path.is_file():
+        fix = "it is a folder without record.json: name a file in it" if path.is_dir() else fix
         raise TeacherError(f"teacher weights {path}: there is no such file; {fix}")
     known = read_record(record).content if path.name == "weights.safetensors" and record.is_file() else {}
     network = task.experiment.teacher.network

@@ -140,6 +140,8 @@ def test_a_run_can_be_evaluated_on_every_split_that_its_data_can_have():
         (["train", "tny-apd"], ["there is no recipe 'tny-apd'", "did you mean 'tiny-apd'?"]),
         (["train", "tiny-apd", "--method=student"], ["--method=student: the recipe tiny-apd says it already"]),
         (["train", "--seed", "3", "facade-small-apd"], ["stands first, as in `apd train facade-small-apd …`"]),
+        (["train", "--dry-run", "True"], ["Unrecognized options: True"]),
+        (["train", "small-apd", "--data.train_images=9"], ["--data.train_images=9: only scenes have it"]),
         (["train", "small-apd", "--data.world=1"], ["--data.world=1: only scenes have it, and --data.name is camvid"]),
         (["campaign", "scenes"], ["there is no campaign 'scenes'", "did you mean 'scenes-tiny'?"]),
         (["train", "--size", "smal"], ["'smal'", "did you mean 'small'?"]),

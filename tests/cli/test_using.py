@@ -121,6 +121,7 @@ def test_evaluate_and_predict_take_windows_mirror_images_and_sizes(finished, tmp
         (["export", "RUN", "--to", "FILE/net/"], 1, ["Not a directory"]),
         (["evaluate", "DETECTOR", "--flip"], 2, ["for segmentation", "a detector sees the whole image once"]),
         (["evaluate", "DETECTOR", "--split", "test"], 2, ["--split test", "train (val2017) and val (val2017) only"]),
+        (["evaluate", "DETECTOR", "--split", "night"], 2, ["--split night: only labelmefacade has it", "are coco"]),
         (["predict", "DETECTOR", "a.png", "--least-score", "2"], 2, ["--least-score 2.0", "from 0 to 1"]),
         (["export", "DETECTOR", "--to", "a.onnx"], 2, ["this run's is a detector", "trained_network(RUN)"]),
         (["cost", "--size", "tiny_coco"], 2, ["apd train --size tiny_coco --dry-run"]),

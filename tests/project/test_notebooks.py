@@ -215,6 +215,7 @@ def test_a_value_gets_the_type_that_the_notebook_declares(runner, name, text, ex
 def test_a_path_means_from_where_it_was_typed_and_not_the_kernels_folder(runner, tmp_path, monkeypatch):
     (tmp_path / "runs" / "a").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
+    assert runner.from_here("") == ""
     assert runner.from_here("runs/a,elsewhere") == f"{tmp_path / 'runs' / 'a'},elsewhere"
 
 

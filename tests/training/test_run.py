@@ -103,7 +103,9 @@ def test_a_teacher_from_a_file_fits_reaches_its_stated_score_and_is_frozen(exper
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     reached = {"weights_file": str(file), expected: train(own).headline[1]}
     given = replace(experiment, teacher=replace(experiment.teacher, **reached))
-    train(given)
+    for spelled in (file.parent, file.with_name("record.json"), file):
+        given = replace(given, teacher=replace(given.teacher, weights_file=str(spelled)))
+        assert train(given).content == train(given).content, "which is found finished"
     assert outcome(given) | {"fingerprint": ""} == outcome(experiment) | {"fingerprint": ""}
     with pytest.raises(TeacherError, match=r"teacher weights .*; give another --teacher.*; the teacher is "):
         train(replace(given, teacher=replace(given.teacher, network=experiment.network)))

@@ -44,12 +44,12 @@ def published() -> list[Gain]:
 
 @cache
 def ours() -> list[Gain]:
-    """From the committed records, of every data set that has two seeds of APD."""
+    """From the committed records, of every data set that has three seeds of APD, as two give an interval beyond use."""
     campaigns, _ = read_campaigns([name for name in OURS if name in CAMPAIGNS])
     rows = []
     for comparison in (one for records in campaigns.values() for one in compare(records)):
         gain, equal = (comparison.difference("apd", other) for other in ("student", LONGER))
-        if len(gain.pairs) > 1:
+        if len(gain.pairs) > 2:
             rows.append(Gain(*_named(comparison), gain, equal if len(equal.pairs) > 1 else None))
     return rows
 

@@ -180,23 +180,21 @@ class APDLoss(nn.Module):
             both = maps["student_features"], maps["teacher_features"].detach()
             student_BChw, teacher_BChw = perspective.match_grids(*both)
             seen = self._classes_at_hand(labels, perspective.resize_labels(labels, teacher_BChw.shape[2:]))
-            teacher_BKD, present_BK, teacher_BKhw = self._observe(self.teacher_head(teacher_BChw), seen)
+            how = {"labels_Bhw": seen.labels_Bhw, "num_classes": seen.num_classes, "ignore_index": seen.ignore_index}
+            how |= {"scope": self.scope, "scale": self.scale, "absent": self.absent}
+            teacher_BKD, present_BK, teacher_BKhw = perspective.observe_itself(self.teacher_head(teacher_BChw), **how)
         if weights["regularisation"]:
             counted = present_BK if self.absent == "mask" else None
             terms["regularisation"] = losses.regularisation_loss(
                 teacher_BKhw, seen.labels_BHW, counted, ignore_index=seen.ignore_index
             )
         if weights["alignment"] or weights["observation"]:
-            student_BKD, _, student_BKhw = self._observe(
-                self.student_head(student_BChw), seen, detach_prototypes=self.detach_prototypes
-            )
+            how["detach_prototypes"] = self.detach_prototypes
+            student_BKD, _, student_BKhw = perspective.observe_itself(self.student_head(student_BChw), **how)
         if weights["alignment"]:
             terms["alignment"] = losses.alignment_loss(student_BKD, teacher_BKD, present_BK)
         if weights["observation"]:
-            how = {"ignore_index": seen.ignore_index, "reduction": self.reduction}
-            terms["observation"] = losses.observation_loss(
-                student_BKhw, teacher_BKhw, present_BK, seen.labels_Bhw, **how
-            )
+            terms["observation"] = self._observation(student_BKhw, teacher_BKhw, present_BK, seen)
         if weights["pixel_kd"]:
             options = {"temperature": self.temperature, "upsample_logits": self.upsample_logits}
             options |= {"ignore_index": self.ignore_index, "reduction": self.reduction}
@@ -220,9 +218,8 @@ class APDLoss(nn.Module):
             )
         return perspective.CompactLabels(labels_BHW, labels_Bhw, self.num_classes, self.ignore_index)
 
-    def _observe(
-        self, features_BDhw: Tensor, seen: perspective.CompactLabels, *, detach_prototypes: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        options = {"scope": self.scope, "scale": self.scale, "absent": self.absent}
-        options |= {"ignore_index": seen.ignore_index, "detach_prototypes": detach_prototypes}
-        return perspective.observe_itself(features_BDhw, seen.labels_Bhw, seen.num_classes, **options)
+    def _observation(
+        self, student_BKhw: Tensor, teacher_BKhw: Tensor, present_BK: Tensor, seen: perspective.CompactLabels
+    ) -> Tensor:
+        options = {"ignore_index": seen.ignore_index, "reduction": self.reduction}
+        return losses.observation_loss(student_BKhw, teacher_BKhw, present_BK, seen.labels_Bhw, **options)

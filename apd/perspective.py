@@ -59,7 +59,7 @@ def valid_pixels(labels_BHW: Tensor, num_classes: int, *, ignore_index: int = 25
     are_known = known_BHW.all()
     message = (
         f"labels hold a value that is neither in 0..{num_classes - 1} nor ignore_index={ignore_index}: map the data "
-        f"set's labels to these, or correct num_classes or ignore_index"
+        "set's labels to these, or correct num_classes or ignore_index"
     )
     message += f"; {validation.BINARY}" if num_classes == 1 else ""
     asserts = labels_BHW.device.type in ASSERTS_LATER

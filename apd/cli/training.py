@@ -39,7 +39,7 @@ from apd.training.segmentation import build_network
 
 DATA_SETS = tuple(name for name in get_args(get_type_hints(DataConfig)["name"]) if name != "folder")
 OWN_SIZES = {"height": 0, "width": 0}
-OF_SCENES = ("--data.context-shift", "--data.train-images", "--data.evaluation-images", "--data.world")
+OF_SCENES = ("context-shift", "train-images", "evaluation-images", "world", "least-pixels")
 MOST_LINES = 20  # Differences that `apd replay` prints; the rest is counted (own choice).
 
 
@@ -180,7 +180,7 @@ def train(arguments: list[str], sentence: str) -> int:
     data = experiment.data
     if experiment.task == "segmentation" and data.folder and data.name != "folder":
         raise UsageError(f"--data.folder {data.folder}: --data.name is {data.name}, so give --data.name folder with it")
-    if data.name != "scenes" and (given := only(arguments, OF_SCENES)):
+    if data.name != "scenes" and (given := only(arguments, tuple(f"--data.{one}" for one in OF_SCENES))):
         raise UsageError(f"{' '.join(given)}: only scenes have it, and --data.name is {data.name}; leave it out")
     if data.folder:  # or folder and folder/ would be different runs
         experiment = replace(experiment, data=replace(data, folder=PurePath(data.folder).as_posix()))

@@ -203,12 +203,15 @@ class DeviceStream(BatchStream):
             size = self.sizes[index]
             scaled, taken, placed = placement(size, self.augmentation, scale, top, left)
             flips = (False, flip < self.augmentation.flip)
-            for axis, length, long, source, target, flipped in zip((rows, columns), size, scaled, taken, placed, flips):
+            for axis, *values in zip((rows, columns), size, scaled, taken, placed, flips, strict=True):
+                length, long, source, target, flipped = values
                 axis.append((length, long, source.start, target.start, target.stop - target.start, flipped))
         index_B = self._sent([index for index, _ in slots])
         (y_Bh, weights_BhH, shown_Bh), (x_Bw, weights_BwW, shown_Bw) = (
             _sampled(self._sent(axis).float(), crop, length)
-            for axis, crop, length in zip((rows, columns), self.augmentation.crop, self.labels_NHW.shape[1:])
+            for axis, crop, length in zip(
+                (rows, columns), self.augmentation.crop, self.labels_NHW.shape[1:], strict=True
+            )
         )
         shown_Bhw = shown_Bh[:, :, None] & shown_Bw[:, None, :]
         labels_Bhw = self.labels_NHW[index_B[:, None, None], y_Bh[:, :, None], x_Bw[:, None, :]]

@@ -138,7 +138,7 @@ class Comparison:
         return replace(self, variants={key: self.variants[key] for key in methods if key in self.variants})
 
     def values(self, method: str) -> dict[int, float]:
-        """The score of the scored student, by seed; empty when the method has no record."""
+        """The student's score, by seed; empty when the method has no record."""
         return {seed: self.score.of(record) for seed, record in self.variants.get(method, {}).items()}
 
     def difference(self, method: str, reference: str, confidence: float = 0.95) -> Difference:

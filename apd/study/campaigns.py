@@ -17,7 +17,7 @@ from apd.training.run import run_folder
 TUNED_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd", "apd_without_kd")
 """Methods with a learning rate of their own; the equal-time baseline has the baseline's."""
 TRIED_SMALL_LEARNING_RATES = (0.01, 0.02, 0.04)  # On CamVid at half resolution, of the baseline and of every method.
-TRIED_LEARNING_RATES = (8e-4, 4e-4, 2e-4, 16e-4)  # From ImageNet, of the same.
+TRIED_LEARNING_RATES = (8e-4, 4e-4, 2e-4, 16e-4)  # Of the same, where networks are pretrained.
 BEST_OTHER_METHODS = ("i2ckd", "dist", "cwd")
 """The three best on val of the scenes, mean over seeds, each at the best of its weights (a test holds it)."""
 
@@ -143,7 +143,7 @@ def _camvid_pairs() -> Iterator[Experiment]:
         yield replace(experiment, name=name, teacher=replace(experiment.teacher, network=network))
 
 
-# networks that start from ImageNet
+# pretrained networks
 
 
 def _facade_tuning() -> Iterator[Experiment]:

@@ -121,13 +121,11 @@ def needed(experiments):
                     yield path, Path("site", package.name) / path.relative_to(package)
     runs = {run_folder(run) for e in experiments for run in (e, e.teacher and e.teacher_experiment()) if run}
     for folder in sorted(folder for folder in runs if not (folder / "record.json").exists()):
-        newest = max(folder.glob("checkpoints/step-*"), default=None)
-        if (
-            newest
-            and json.loads((newest / "manifest.json").read_text())["facts"]["history"][-1]["device"]["type"] == "cuda"
-        ):
-            for file in (folder / "log.jsonl", *sorted(newest.iterdir())):  # begun in an earlier lease
-                yield file, Path("runs") / file.relative_to(folder.parent)
+        for newest in sorted(folder.glob("checkpoints/step-*"))[-1:]:
+            history = json.loads((newest / "manifest.json").read_text())["facts"]["history"]
+            if history[-1]["device"]["type"] == "cuda":  # begun in an earlier lease
+                for file in (folder / "log.jsonl", *sorted(newest.iterdir())):
+                    yield file, Path("runs") / file.relative_to(folder.parent)
 
 
 def travels(folder, experiment):

@@ -132,6 +132,14 @@ def test_the_first_page_and_its_figure_are_what_the_records_say(draw):
 
     found, page = main_results.results(), (ROOT / "book" / "intro.md").read_text(encoding="utf-8")
     assert page == main_results.with_results(page, found), "run python book/figures/main_results.py"
+    gains = [
+        (one.name, other)
+        for one in found
+        for other, gain in one.gains.items()
+        if gain.significant and gain.found.mean > 0
+    ]
+    assert {other for name, other in gains if name.startswith("Scenes, context shift")} == {"student", "pixel_kd"}
+    assert [name for name, _ in gains if not name.startswith("Scenes, context shift")] == [], "the sentence below it"
     for name, drawn in main_results.drawings(found).items():
         assert (STATIC / name).read_text(encoding="utf-8") == drawn, "run python book/figures/main_results.py"
 

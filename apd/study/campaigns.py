@@ -127,8 +127,7 @@ def _fewer_terms() -> Iterator[ablations.Variant]:
 
 
 def _best_other_methods() -> Iterator[ablations.Variant]:
-    """The three best other methods on scenes at their best weights and IFVD, the third of those that were tried first,
-    and APD with the best two of them."""
+    """The three best other methods on scenes and IFVD, at their best weights, and APD with the best two of them."""
     variants = {variant.key: variant for variant in ablations.plain_variants()}
     best = [ablations.variant_at_best(variants[key]) for key in (*BEST_OTHER_METHODS, "ifvd")]
     yield from (*best, *map(ablations.with_apd, best[:2]))
@@ -162,9 +161,9 @@ def _facade_tuning() -> Iterator[Experiment]:
 def _learning_rates(size: known.RealSize) -> Iterator[Experiment]:
     """Trials beside the runs of seed 0 in the main campaign of a size, which are at the learning rates chosen."""
     for tried, method in product(TRIED_LEARNING_RATES, TUNED_METHODS):
-        if tried != known.LEARNING_RATES[method]:
-            alone = {"teacher": None} if method == "student" else {}
-            yield _tried(recipe(size, method), tried, method, "-seed0", **alone)
+        experiment = recipe(size, method)
+        if tried != experiment.training.learning_rate:
+            yield _tried(experiment, tried, method, "-seed0", **({"teacher": None} if method == "student" else {}))
 
 
 def _facade_pairs() -> Iterator[Experiment]:
@@ -186,7 +185,7 @@ def _facade_few_labels() -> Iterator[Experiment]:
     for seed, (method, more) in product(range(3), variants):
         experiment = lengthened(recipe("facade-small", method, seed=seed), student=1 / 2, teacher=1 / 3)
         data = replace(experiment.data, labelled_share=0.1, unlabelled=more)
-        training = replace(experiment.training, learning_rate=known.LEARNING_RATES["student"])
+        training = replace(experiment.training, learning_rate=known.LEARNING_RATES["labelmefacade"]["student"])
         name = f"{method}{'_unlabelled' if more else ''}-seed{seed}"
         teacher = None if method == "student" else experiment.teacher
         yield replace(experiment, name=name, data=data, training=training, teacher=teacher)

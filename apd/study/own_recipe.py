@@ -88,7 +88,7 @@ def own_recipe(
 
     Image size and crop follow from the training images' sizes, the number of steps from their number, the networks from
     the ImageNet weights on this machine (nothing is downloaded); scores are of ``test`` where the folder has it, else
-    ``val``. The optimiser is AdamW, at the method's :data:`~apd.study.recipes.LEARNING_RATES` (from photographs).
+    ``val``. The optimiser is AdamW, at the method's :data:`~apd.study.recipes.LEARNING_RATES` on LabelMeFacade.
     `size` is (height, width) after loading, or (0, 0) for each image's own; `student` and `teacher` are backbones
     (default: a choice). ExperimentError: `method` is none of `OWN_METHODS`; DataError: as `open_folder`.
     """
@@ -105,7 +105,7 @@ def own_recipe(
     )
     name = f"{as_label(folder_spec(folder).name)}-{method}-seed{seed}"
     networks = {"network": own, "teacher": TeacherConfig(network=taught, training=training)}
-    training = replace(training, learning_rate=LEARNING_RATES[method])
+    training = replace(training, learning_rate=LEARNING_RATES["labelmefacade"][method])
     distillers, unlabelled = DISTILLERS_OF[method], len(unlabelled_images(folder))
     data = replace(data, unlabelled=bool(unlabelled and distillers))
     experiment = Experiment(name=name, seed=seed, data=data, training=training, distillers=distillers, **networks)

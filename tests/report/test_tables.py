@@ -185,16 +185,18 @@ def test_the_best_other_methods_are_those_of_the_records():
     assert BEST_OTHER_METHODS[0] == max(means, key=means.get)
 
 
-def test_learning_rates_on_labelmefacade_are_the_best_of_their_records():
-    records, _ = reading.read_campaigns(["facade-learning-rates", "facade-small"])
+@pytest.mark.parametrize(("data", "main"), [("labelmefacade", "facade-small"), ("camvid", "camvid-pretrained")])
+def test_learning_rates_on_photographs_are_the_best_of_their_records(data, main):
+    records, _ = reading.read_campaigns([f"{main.split('-')[0]}-learning-rates", main])
+    rates = LEARNING_RATES[data]
     first = [r for found in records.values() for r in found if r.experiment.seed == 0]
     found = [(method_of(r.experiment), r.experiment.training.learning_rate, r) for r in first]
     best = best_of(found)  # of those tried so far
-    assert best == {method: LEARNING_RATES[method] for method in ("student", "pixel_kd", "apd", "apd_without_kd")}
+    assert best == {method: rates[method] for method in TUNED_METHODS}
     for method in best:
         tried = {rate for whose, rate, _ in found if whose == method}
         assert tried != set(study.TRIED_LEARNING_RATES) or min(tried) < best[method] < max(tried)
-    assert LEARNING_RATES["student_equal_seconds"] == LEARNING_RATES["student"]
+    assert rates["student_equal_seconds"] == rates["student"]
 
 
 @pytest.mark.parametrize(("size", "name"), [("facade-small", "facade-small"), ("camvid-small", "camvid-pretrained")])

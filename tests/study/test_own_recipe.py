@@ -132,8 +132,9 @@ def test_the_student_alone_trains_no_teacher_unless_options_ask_for_one(tmp_path
     assert "teacher" not in out
     assert read_record(out.splitlines()[-1]).experiment.teacher is None
     own = [own_recipe(folder, method).experiment for method in ("student", "apd")]
-    assert [e.training.learning_rate for e in own] == [LEARNING_RATES[method] for method in ("student", "apd")]
-    assert own[1].teacher.training.learning_rate == LEARNING_RATES["student"]
+    rates = LEARNING_RATES["labelmefacade"]
+    assert [e.training.learning_rate for e in own] == [rates[method] for method in ("student", "apd")]
+    assert own[1].teacher.training.learning_rate == rates["student"]
     assert trained(folder, "--method", "student") == 0
     assert "; teacher mIoU" in capsys.readouterr().out
 

@@ -214,7 +214,7 @@ def test_the_methods_of_a_recipe_differ_in_what_the_method_is_and_in_nothing_els
             assert other.training.iterations > student.training.iterations
             other = replace(other, training=replace(other.training, iterations=student.training.iterations))
         if size in ("small", "full", *REAL_SIZES):  # each method's best on val; held to the records in test_tables
-            rates = study.LEARNING_RATES if size in REAL_SIZES else study.SMALL_LEARNING_RATES
+            rates = study.LEARNING_RATES[other.data.name] if size in REAL_SIZES else study.SMALL_LEARNING_RATES
             assert other.training.learning_rate == rates[method]
             rate = student.training.learning_rate
             other = replace(other, training=replace(other.training, learning_rate=rate))

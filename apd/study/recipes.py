@@ -100,7 +100,7 @@ _BASES: dict[Size, Experiment] = {
     # tested at six tenths of that for most shapes, and so trained from 0.75 to 1.75 of what is seen then
     "facade-small": _real(DataConfig(**_FACADE, **_CROP, long_side=256, scale_min=0.45, scale_max=1.05), 2400, 2400, 8),
     "facade-full": _real(DataConfig(**_FACADE, **_LARGE, scale_min=0.75, scale_max=1.75), 3000, 6000, 16, **_ON_GPU),
-    "camvid-small": _real(DataConfig(**_CAMVID, **_CROP, height=180, width=240), 2400, 1200, 8),
+    "camvid-small": _real(DataConfig(**_CAMVID, height=193, width=257, crop_height=161, crop_width=225), 2400, 1200, 8),
     "camvid-full": _real(_WHOLE, 3000, 6000, 16, **_ON_GPU),
 }
 

@@ -51,7 +51,7 @@ class APDLoss(nn.Module):
             optimiser.step()
             head_optimiser.step(), head_optimiser.zero_grad()                                               # line 5
 
-    Features are the maps before the classifiers, on any two grids: the finer is averaged down. With autocast off, the
+    Features are the maps before the classifiers, on any two grids, see ``align_corners``. With autocast off, the
     heads run in their parameters' precision and all else in float32, or in float64 where the inputs are. Memory is
     linear in pixels: beside the heads' activations, a few maps of (B, K, h, w) and (B, K, h, W), and with
     ``upsample_logits`` or ``labels_from="teacher"`` of (B, K, H, W). On a CPU with ``absent="mask"``, K counts only the
@@ -72,6 +72,9 @@ class APDLoss(nn.Module):
         labels_from: ``"truth"`` (default, paper), or ``"teacher"``: its predictions, so that images without labels can
             be distilled; of ``labels`` only size and range count then.
         detach_prototypes: the observation term does not move the student's prototypes (default False, released code).
+        align_corners: how features and labels meet. True, for networks whose logits are upsampled with aligned corners:
+            on the finer grid, labels where a cell's corner-aligned centre is. False (default; labels as released): on
+            the coarser grid, the finer map averaged, labels by :func:`apd.resize_labels`' nearest rule.
         weights: of the terms by name, each with its default in :data:`apd.losses.DEFAULT_WEIGHTS` (own choice), but 0
             for ``regularisation`` without heads. A term of weight 0 is not computed, and a head that no term trains is
             frozen.
@@ -97,6 +100,7 @@ class APDLoss(nn.Module):
         upsample_logits: bool = False,
         labels_from: Literal["truth", "teacher"] = "truth",
         detach_prototypes: bool = False,
+        align_corners: bool = False,
         weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
@@ -108,13 +112,14 @@ class APDLoss(nn.Module):
         self.ignore_index = validation.check_ignore_index(ignore_index, num_classes)
         self.scale, self.scope, self.reduction, self.absent = scale, scope, reduction, absent
         self.temperature, self.upsample_logits = temperature, upsample_logits
-        self.labels_from, self.detach_prototypes = labels_from, detach_prototypes
+        self.labels_from, self.detach_prototypes, self.align_corners = labels_from, detach_prototypes, align_corners
         validation.check_choice("scope", scope, ("image", "batch"))
         validation.check_choice("reduction", reduction, ("pixel", "element"))
         validation.check_choice("absent", absent, ("mask", "zero"))
         validation.check_choice("labels_from", labels_from, ("truth", "teacher"))
         validation.check_choice("upsample_logits", upsample_logits, (False, True))
         validation.check_choice("detach_prototypes", detach_prototypes, (False, True))
+        validation.check_choice("align_corners", align_corners, (False, True))
         validation.check_positive("scale", scale, most=validation.STEEPEST)
         validation.check_positive("temperature", temperature, least=validation.COLDEST)
         if width is None and student_channels != teacher_channels:
@@ -178,8 +183,9 @@ class APDLoss(nn.Module):
             highest, labels = losses.upsample(validation.without_infinities(teacher_logits), labels.shape[1:]).max(1)
         if weights["regularisation"] or weights["alignment"] or weights["observation"]:
             both = maps["student_features"], maps["teacher_features"].detach()
-            student_BChw, teacher_BChw = perspective.match_grids(*both)
-            seen = self._classes_at_hand(labels, perspective.resize_labels(labels, teacher_BChw.shape[2:]))
+            grid = {"align_corners": self.align_corners}
+            student_BChw, teacher_BChw = perspective.match_grids(*both, **grid)
+            seen = self._classes_at_hand(labels, perspective.resize_labels(labels, teacher_BChw.shape[2:], **grid))
             how = {"labels_Bhw": seen.labels_Bhw, "num_classes": seen.num_classes, "ignore_index": seen.ignore_index}
             how |= {"scope": self.scope, "scale": self.scale, "absent": self.absent}
             teacher_BKD, present_BK, teacher_BKhw = perspective.observe_itself(self.teacher_head(teacher_BChw), **how)
@@ -207,7 +213,8 @@ class APDLoss(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(module)`` says of the settings."""
         names = ("scale", "scope", "reduction", "absent", "ignore_index", "temperature", "upsample_logits")
-        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in (*names, "labels_from", "detach_prototypes"))
+        names += ("labels_from", "detach_prototypes", "align_corners")
+        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
         return f"{settings}, weights: {', '.join(f'{name}={value:g}' for name, value in self.weights.items())}"
 
     def _classes_at_hand(self, labels_BHW: Tensor, labels_Bhw: Tensor) -> perspective.CompactLabels:

@@ -71,29 +71,34 @@ def valid_pixels(labels_BHW: Tensor, num_classes: int, *, ignore_index: int = 25
     return ~ignored_BHW
 
 
-def resize_labels(labels_BHW: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_labels(labels_BHW: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
     """Labels on another grid (h, w) by the nearest rule: cell ``i`` of ``h`` takes pixel ``floor(i * H / h)``.
 
     That is the rule of ``torch.nn.functional.interpolate(mode="nearest")``, for every integer dtype and without its
-    float32 rounding, which is off by a pixel at times. At a stride of 8 it picks pixel 8i, on which the padded stride-2
-    convolutions centre cell i.
+    float32 rounding, which is off by a pixel at times. With ``align_corners`` it is the pixel nearest to
+    ``i * (H - 1) / (h - 1)``, where logits upsampled with aligned corners have cell i: at sides of 8k + 1, pixel 8i.
     """
     validation.check_labels(labels_BHW, len(labels_BHW) if isinstance(labels_BHW, Tensor) and labels_BHW.ndim else 0)
     for axis, cells in zip((1, 2), size, strict=True):
         pixels = labels_BHW.shape[axis]
         if pixels != cells:
-            nearest = torch.arange(cells, device=labels_BHW.device) * pixels // cells
+            cell, last = torch.arange(cells, device=labels_BHW.device), cells - 1
+            aligned = align_corners and last > 0
+            nearest = (cell * (pixels - 1) + last // 2) // last if aligned else cell * pixels // cells
             labels_BHW = labels_BHW.index_select(axis, nearest)
     return labels_BHW
 
 
-def match_grids(first_BChw: Tensor, second_BChw: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps on the coarser of their grids (per axis), the finer one averaged down to it (own choice)."""
-    size = (min(first_BChw.shape[2], second_BChw.shape[2]), min(first_BChw.shape[3], second_BChw.shape[3]))
-    first_BChw, second_BChw = (
-        value if value.shape[2:] == size else F.adaptive_avg_pool2d(value, size) for value in (first_BChw, second_BChw)
-    )
-    return first_BChw, second_BChw
+def match_grids(one_BChw: Tensor, other_BChw: Tensor, *, align_corners: bool = False) -> tuple[Tensor, Tensor]:
+    """Both maps on the coarser of their grids (per axis), the finer one averaged down to it (own choice).
+
+    With ``align_corners`` on the finer one, the coarser upsampled bilinearly: averaging would lose thin objects.
+    """
+    upsample = functools.partial(F.interpolate, mode="bilinear", align_corners=True)
+    chosen, resize = (max, upsample) if align_corners else (min, F.adaptive_avg_pool2d)
+    size = tuple(map(chosen, one_BChw.shape[2:], other_BChw.shape[2:]))
+    one_BChw, other_BChw = (v if v.shape[2:] == size else resize(v, size) for v in (one_BChw, other_BChw))
+    return one_BChw, other_BChw
 
 
 def inverse_length(vectors: Tensor, dim: int) -> Tensor:

@@ -67,6 +67,8 @@ class APDConfig(HeadsConfig):
     detach_prototypes: bool = False
     #: Whether pixel_kd compares logits on the labels' grid (released code) instead of their own.
     upsample_logits: bool = False
+    #: Whether features and labels meet on the finer grid, at aligned corners, or on the coarser one, by nearest labels.
+    align_corners: bool = False
     terms = (*HEAD_TERMS, "pixel_kd")
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:

@@ -70,6 +70,11 @@ class AtrousPooling(nn.Module):
         return self.merge(torch.cat(maps, dim=1))
 
 
+def fitted_side(side: int, stride: int) -> int:
+    """The nearest side of the form stride · k + 1."""
+    return (side - 1 + stride // 2) // stride * stride + 1
+
+
 def aspp_dilations(reach: int, output_stride: int) -> tuple[int, int, int]:
     """Dilations in cells whose outermost taps lie a third, two thirds and all of `reach` image pixels away."""
     return tuple(max(1, round(reach * part / (3 * output_stride))) for part in (1, 2, 3))
@@ -112,9 +117,11 @@ class Segmenter(nn.Module):
     config: Mapping[str, Any] = {}
     """What `config.json` holds: under `network` the arguments of :func:`~apd.models.build_segmenter`."""
 
-    def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int, *, width: int, dropout: float) -> None:
+    def __init__(
+        self, backbone: Backbone, head: nn.Module, num_classes: int, *, width: int, dropout: float, fitted: int = 1
+    ) -> None:
         super().__init__()
-        self.feature_channels, self.num_classes = width, num_classes
+        self.feature_channels, self.num_classes, self.fitted = width, num_classes, fitted
         self.register_buffer("image_mean", torch.tensor(backbone.mean, dtype=torch.float32).reshape(1, 3, 1, 1))
         self.register_buffer("image_std", torch.tensor(backbone.std, dtype=torch.float32).reshape(1, 3, 1, 1))
         # the order of these lines is that of the random draws and of the state dict, on which records rest
@@ -127,6 +134,9 @@ class Segmenter(nn.Module):
     def forward(self, images_B3HW: Tensor) -> SegOutput:
         """Images `B 3 H W`, floating point in [0, 1] → :class:`~apd.models.SegOutput`."""
         check_images(images_B3HW)
+        if self.fitted > 1:
+            size = tuple(fitted_side(side, self.fitted) for side in images_B3HW.shape[2:])
+            images_B3HW = F.interpolate(images_B3HW, size, mode="bilinear", align_corners=True)
         early_BChw, late_BChw = self.backbone((images_B3HW - self.image_mean) / self.image_std)[-2:]
         features_BChw = self.head(late_BChw)
         logits_BKhw = self.classifier(self.dropout(features_BChw))
@@ -213,6 +223,7 @@ def build_segmenter(
     dropout: float = 0.1,
     dilation: Dilation = "one_conv",
     aspp_reach: int = ASPP_REACH,
+    fit_sides: bool = False,
     weights_file: str | Path = "",
 ) -> Segmenter:
     """PSPNet or DeepLabV3 on a dilated backbone; random values come from torch's global generator.
@@ -227,6 +238,8 @@ def build_segmenter(
         head_width: channels of the features before the classifier, at least 2 (512 as published).
         dropout: channel dropout before both classifiers, in [0, 1) (0.1 as published).
         aspp_reach: of the head "aspp", in pixels of the image; see :func:`~apd.models.segmenter.aspp_dilations`.
+        fit_sides: resize images to sides of `output_stride` · k + 1, such as the published 713. At others, logits that
+            are upsampled with aligned corners are off by up to a stride at the right and lower edge.
 
     An argument out of its range is a ValueError, ImageNet weights that cannot be obtained or do not fit a RuntimeError.
 
@@ -252,8 +265,9 @@ def build_segmenter(
         pooling = PyramidPooling(made.channels, head_width)
     else:
         pooling = AtrousPooling(made.channels, head_width, dilations=aspp_dilations(aspp_reach, output_stride))
-    model = Segmenter(made, pooling, num_classes, width=head_width, dropout=dropout)
+    fitted = output_stride if fit_sides else 1
+    model = Segmenter(made, pooling, num_classes, width=head_width, dropout=dropout, fitted=fitted)
     network = {"backbone": backbone, "num_classes": num_classes, "head": head, "head_width": head_width}
     network |= {"output_stride": output_stride, "dropout": dropout, "dilation": dilation, "aspp_reach": aspp_reach}
-    model.config = {"network": network}
+    model.config = {"network": network | ({"fit_sides": True} if fit_sides else {})}
     return model

@@ -42,7 +42,7 @@ def build(name, **changed):
 @pytest.mark.parametrize("name", BUILD)
 def test_an_argument_that_means_nothing_is_refused_at_construction_by_its_name(name):
     for argument in OWN.get(name) or inspect.signature(BUILD[name][0]).parameters:
-        flags = (1, 0, np.bool_(True)) if argument in ("upsample_logits", "detach_prototypes") else ()
+        flags = (1, 0, np.bool_(True)) if argument in ("upsample_logits", "detach_prototypes", "align_corners") else ()
         for value in (*WRONG, *flags):
             refused(lambda: build(name, **{argument: value}), ValueError, TypeError, names=(argument,))  # noqa: B023
 

@@ -61,6 +61,18 @@ def test_terms_loss_and_gradients_equal_the_slow_reference(options, grid):
     torch.testing.assert_close(*(torch.autograd.grad(values["loss"], wanted) for values in (out, expected)))
 
 
+def test_features_that_meet_at_aligned_corners_are_those_of_the_finer_grid_with_its_labels():
+    batch, module = random_batch(grid=(5, 4)), distiller(align_corners=True)
+    labels, size = torch.randint(0, 5, (len(batch["labels"]), 17, 13)), (9, 7)
+    batch |= {"teacher_features": torch.randn(len(labels), 8, *size).double(), "labels": labels}
+    same = {"student_features": torch.stack([slow.bilinear(image, size) for image in batch["student_features"]])}
+    on_grid = labels[:, ::2][:, :, ::2]  # sides of 2k + 1: each cell on its pixel
+    bare = {"weights": {"pixel_kd": 0, "regularisation": 0}}  # which compares on the labels' own grid
+    expected = distiller(like=module, **bare)(**batch | same | {"labels": on_grid})
+    torch.testing.assert_close(distiller(like=module, align_corners=True, **bare)(**batch), expected)
+    assert module(**batch)["observation"] != distiller(like=module)(**batch)["observation"]
+
+
 def test_labels_from_the_teacher_are_its_upsampled_predictions_and_the_given_ones_are_of_no_account():
     batch, module = random_batch(), distiller(labels_from="teacher")
     size = tuple(batch["labels"].shape[1:])

@@ -1,5 +1,6 @@
 """Prototypes, observations, both in one step, and labels and maps on other grids."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,26 @@ def test_labels_are_resized_as_torch_resizes_by_nearest_and_keep_their_dtype(siz
     labels = torch.randint(0, 256, (2, 65, 89))
     expected = F.interpolate(labels[:, None].double(), size=size, mode="nearest")[:, 0]
     assert torch.equal(resize_labels(labels.to(dtype), size), expected.to(dtype))
+
+
+@pytest.mark.parametrize("size", [(9, 12), (1, 1), (65, 89), (130, 100), (2, 45)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_labels_at_aligned_corners_are_those_nearest_to_where_bilinear_maps_have_their_cells(size, dtype):
+    labels = torch.randint(0, 256, (2, 65, 89))
+    rows, columns = (
+        [math.floor(0.5 + i * (side - 1) / (n - 1)) if n > 1 else 0 for i in range(n)]
+        for side, n in zip((65, 89), size, strict=True)
+    )
+    got = resize_labels(labels.to(dtype), size, align_corners=True)
+    assert torch.equal(got, labels.to(dtype)[:, rows][:, :, columns])
+    fitting = torch.arange(0, 65, 8)
+    assert torch.equal(resize_labels(labels, (9, 89), align_corners=True), labels[:, fitting])  # sides of 8k + 1
+
+
+def test_maps_that_meet_at_aligned_corners_are_on_the_finer_grid_axis_by_axis():
+    first, second = torch.randn(1, 3, 8, 3), torch.randn(1, 2, 4, 6)
+    expected = slow.bilinear(first[0], (8, 6))[None], slow.bilinear(second[0], (8, 6))[None]
+    torch.testing.assert_close(match_grids(first, second, align_corners=True), expected)
 
 
 def test_the_finer_of_two_maps_is_averaged_down_to_the_coarser_grid_axis_by_axis():

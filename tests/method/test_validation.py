@@ -199,9 +199,8 @@ def test_a_map_that_no_term_trains_the_student_through_needs_no_gradient_and_one
 def test_shapes_are_computed_on_the_meta_device_and_every_setting_is_printed():
     loss = small_apd(temperature=4.0, labels_from="teacher").to("meta")
     assert loss(**{name: value.to("meta") for name, value in batch_of().items()})["loss"].shape == ()
-    assert "temperature=4.0, upsample_logits=False, labels_from='teacher', detach_prototypes=False, weights: " in str(
-        loss
-    )
+    printed = "labels_from='teacher', detach_prototypes=False, align_corners=False, weights: "
+    assert f"temperature=4.0, upsample_logits=False, {printed}" in str(loss)
 
 
 def test_the_compiled_call_checks_shapes_and_gradients_and_stays_one_graph():

@@ -1,5 +1,6 @@
 """Segmentation networks: shapes, what flows where, refusals; deep-stem ResNets: sizes, dilation, ImageNet weights."""
 
+import copy
 import math
 import re
 from unittest import mock
@@ -42,6 +43,30 @@ def test_maps_have_the_wanted_stride_at_any_size(backbone, stride, head, size):
         assert (logits.shape, features.shape) == ((2, 5, *grid), (2, 16, *grid))
         assert aux is None if not mode else aux.shape == (2, 5, *grid)
     assert model.feature_channels == 16
+
+
+@pytest.mark.parametrize("backbone", ["mobilenetv2_050", "tf_efficientnet_lite0", "resnet18_deep"])
+@pytest.mark.parametrize(("stride", "size"), [(16, (64, 96)), (8, (65, 90))])
+def test_where_sides_fit_cells_lie_on_their_pixels_so_that_mirrored_kernels_give_the_mirrored_map(
+    backbone, stride, size
+):
+    def asymmetry(shown, **options):
+        torch.manual_seed(0)
+        model = build_segmenter(backbone, 5, head_width=16, output_stride=stride, **options).eval()
+        mirrored = copy.deepcopy(model)
+        for conv in (part for part in mirrored.modules() if isinstance(part, nn.Conv2d)):
+            conv.weight.data = conv.weight.data.flip(-1, -2)
+        maps = model(shown).features, mirrored(shown.flip(-1, -2)).features.flip(-1, -2)
+        return (F.mse_loss(*maps) / maps[0].var()).item(), maps[0].shape[2:]
+
+    wrong, _ = asymmetry(images(2, *size))
+    right, grid = asymmetry(images(2, *size), fit_sides=True)
+    assert right < 1e-6 < 1e-2 < wrong
+    assert grid == tuple(round((side - 1) / stride) + 1 for side in size)
+    fitting = images(2, 65, 97)  # these sides fit already
+    torch.manual_seed(0)
+    plain, fitted = (tiny(output_stride=stride, fit_sides=fits).eval()(fitting).logits for fits in (False, True))
+    torch.testing.assert_close(fitted, plain)
 
 
 def norms_in_eval_mode(model):

@@ -191,6 +191,21 @@ def _facade_few_labels() -> Iterator[Experiment]:
         yield replace(experiment, name=name, data=data, training=training, teacher=teacher)
 
 
+def _fitted_sides() -> Iterator[Experiment]:
+    """The baseline whose images are resized to sides that fit its stride, and, where no other campaign has it, without.
+
+    `scenes-longer` has the baseline on scenes; on CamVid both are here, at sides that do not fit by themselves.
+    """
+    for seed in range(3):
+        scenes = (lengthened(scenes_experiment("student", seed, shift), student=4, teacher=1) for shift in (0.0, 1.0))
+        camvid = recipe("camvid-small", "student", seed=seed)
+        camvid = replace(camvid, data=replace(camvid.data, height=180, width=240, crop_height=160, crop_width=224))
+        yield replace(camvid, name=f"student-camvid-seed{seed}")
+        for base, where in zip((*scenes, camvid), ("context0", "context1", "camvid"), strict=True):
+            network = replace(base.network, fit_sides=True)
+            yield replace(base, network=network, teacher=None, name=f"fitted-{where}-seed{seed}")
+
+
 # detection
 
 
@@ -247,6 +262,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "facade-few-labels": _facade_few_labels,
     "camvid-pretrained": partial(_methods, "camvid-small", seeds=3),
     "camvid-learning-rates": partial(_learning_rates, "camvid-small"),
+    "fitted-sides": _fitted_sides,
     "facade-full": partial(_methods, "facade-full", seeds=3),
     "camvid-full": partial(_methods, "camvid-full", seeds=5),
     "scenes-detection": _scenes_detection,

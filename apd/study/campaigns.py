@@ -11,7 +11,17 @@ from apd.fields import UsageError, did_you_mean
 from apd.study import ablations
 from apd.study import published_recipes as published
 from apd.study import recipes as known
-from apd.study.recipes import METHODS, PAIR_METHODS, SECONDS_OF_APD, Method, Size, lengthened, recipe, scenes_pair
+from apd.study.recipes import (
+    METHODS,
+    PAIR_METHODS,
+    SECONDS_OF_APD,
+    Method,
+    Size,
+    fitted,
+    lengthened,
+    recipe,
+    scenes_pair,
+)
 from apd.training.run import run_folder
 
 TUNED_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd", "apd_without_kd")
@@ -45,7 +55,8 @@ def _scenes_methods(context_shifts: tuple[float, ...], longer: int = 1) -> Itera
     for seed, context_shift, method in product(range(5), context_shifts, METHODS):
         # measured in the first records of `scenes-longer`, where a step of APD took 1.69 times that of the baseline
         equal = 1.69 / SECONDS_OF_APD["tiny"] if longer > 1 and method == "student_equal_seconds" else 1
-        yield lengthened(scenes_experiment(method, seed, context_shift), student=longer * equal, teacher=1)
+        experiment = lengthened(scenes_experiment(method, seed, context_shift), student=longer * equal, teacher=1)
+        yield fitted(experiment) if longer > 1 else experiment
 
 
 def _scenes_variant(
@@ -192,18 +203,16 @@ def _facade_few_labels() -> Iterator[Experiment]:
 
 
 def _fitted_sides() -> Iterator[Experiment]:
-    """The baseline whose images are resized to sides that fit its stride, and, where no other campaign has it, without.
-
-    `scenes-longer` has the baseline on scenes; on CamVid both are here, at sides that do not fit by themselves.
-    """
+    """Baselines whose sides do not fit the stride, beside those of `scenes-longer`, which fit; on CamVid with and
+    without, at sides that do not fit by themselves."""
+    for seed in range(5):
+        for shift in (0.0, 1.0):
+            yield lengthened(scenes_experiment("student", seed, shift), student=4, teacher=1)
     for seed in range(3):
-        scenes = (lengthened(scenes_experiment("student", seed, shift), student=4, teacher=1) for shift in (0.0, 1.0))
         camvid = recipe("camvid-small", "student", seed=seed)
         camvid = replace(camvid, data=replace(camvid.data, height=180, width=240, crop_height=160, crop_width=224))
         yield replace(camvid, name=f"student-camvid-seed{seed}")
-        for base, where in zip((*scenes, camvid), ("context0", "context1", "camvid"), strict=True):
-            network = replace(base.network, fit_sides=True)
-            yield replace(base, network=network, teacher=None, name=f"fitted-{where}-seed{seed}")
+        yield fitted(replace(camvid, teacher=None, name=f"fitted-camvid-seed{seed}"))
 
 
 # detection

@@ -163,6 +163,15 @@ def recipe(
     return replace(base, training=training)
 
 
+def fitted(experiment: Experiment) -> Experiment:
+    """The same experiment with networks that fit sides to their stride, and APD's labels at aligned corners."""
+    network, teacher = replace(experiment.network, fit_sides=True), experiment.teacher
+    if teacher is not None:
+        teacher = replace(teacher, network=replace(teacher.network, fit_sides=True))
+    of_apd = (replace(d, align_corners=True) if isinstance(d, APDConfig) else d for d in experiment.distillers)
+    return replace(experiment, network=network, teacher=teacher, distillers=tuple(of_apd))
+
+
 def lengthened(experiment: Experiment, *, student: float, teacher: float) -> Experiment:
     """The same experiment with that many times the steps and milestones, for the student and for its teacher."""
 

@@ -43,8 +43,8 @@ ALIGNED_DISTILLERS: dict[Method, tuple[DistillerConfig, ...]] = DISTILLERS_OF | 
 
 SECONDS_OF_APD = {"facade-small": 2.09, "facade-full": 1.5, "camvid-small": 2.14, "camvid-full": 1.5}
 SECONDS_OF_APD |= {"tiny": 1.6, "small": 1.45, "full": 1.45}
-"""A step of APD as a multiple of the baseline's. facade-small, camvid-small: by core seconds (a test holds them to the
-records of seed 0 within 3 %). Others of REAL_SIZES: not measured. The last three were set beforehand and run so."""
+"""A step of APD as a multiple of the baseline's. facade-small: by core seconds (a test holds it to the records of seed
+0 within 3 %). Others of REAL_SIZES: not measured yet. The last three were set beforehand and run so."""
 SMALL_LEARNING_RATES = dict.fromkeys(METHODS, 0.04) | {"pixel_kd": 0.02, "apd": 0.02}
 """Of each method on CamVid with small networks: the best of three on val (`camvid-small-rates`; a test holds it). The
 gradient grows with every loss that is added, so one learning rate would not be fair to all."""
@@ -52,7 +52,7 @@ LEARNING_RATES: dict[str, dict[Method, float]] = {
     "labelmefacade": dict.fromkeys(METHODS, 8e-4) | dict.fromkeys(("pixel_kd", "apd", "apd_without_kd"), 4e-4),
     "camvid": dict.fromkeys(METHODS, 8e-4),
 }
-"""At REAL_SIZES, with AdamW: the best on val so far in `facade-` and `camvid-learning-rates` (a test holds it)."""
+"""At REAL_SIZES, with AdamW. LabelMeFacade: the best on val so far in `facade-learning-rates` (a test holds it)."""
 
 ADAMW = TrainingConfig(optimiser="adamw", learning_rate=8e-4, weight_decay=0.01)
 STUDENT = NetworkConfig(backbone="mobilenetv2_100", weights="torchvision")

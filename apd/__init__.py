@@ -48,7 +48,6 @@ __all__ = [
     "two_channel_logits",
 ]
 
-
 _METHOD = ("distill", "losses", "perspective", "hooks")
 _OTHERS = ("distillers.cirkd", "distillers.features", "distillers.logits", "distillers.relations")
 

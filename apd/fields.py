@@ -105,8 +105,7 @@ def require_types(owner: Any) -> None:
         object.__setattr__(owner, f.name, value)
         if not any(_fits(value, kind) for kind in kinds):
             choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-            expected = " or ".join(_describe(kind) for kind in kinds)
-            require(False, owner, f.name, expected + did_you_mean(value, choices))
+            require(False, owner, f.name, " or ".join(map(_describe, kinds)) + did_you_mean(value, choices))
 
 
 _hints = cache(get_type_hints)
@@ -120,9 +119,8 @@ def _fits(value: object, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(
-            any(_fits(v, k) for k in _alternatives(get_args(kind)[0])) for v in value
-        )
+        kinds = _alternatives(get_args(kind)[0])
+        return isinstance(value, tuple) and all(any(_fits(v, k) for k in kinds) for v in value)
     if kind is float:
         return isinstance(value, float) and (value == 0 or SMALLEST <= abs(value) <= LARGEST)
     if kind is int:

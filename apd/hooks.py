@@ -168,8 +168,6 @@ class FeatureTap:
         if not isinstance(output, Tensor):
             found = f"{self.path!r} ({type(self._module).__name__}) returned a {type(output).__name__}"
             raise TypeError(f"{found}: tap a module inside it that returns one tensor")
-        if compiling:  # a version cannot be read there, so what changes the output in place changes another tensor
-            self._features, self._version = output.clone(), None
-            return
-        self._features = output
-        self._version = None if output.is_inference() else output._version
+        # a version cannot be read while compiling, so what changes the output in place changes another tensor
+        self._features = output.clone() if compiling else output
+        self._version = None if compiling or output.is_inference() else output._version

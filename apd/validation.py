@@ -272,9 +272,8 @@ def check_maps(module: nn.Module | None, maps: Maps) -> None:
             raise ValueError(f"{found}: expected {expected}, the {attribute} given at construction{hint}")
         batch = batch or value.shape[0]
         if value.shape[0] != batch:
-            raise ValueError(
-                f"{name} holds {value.shape[0]} images but {next(iter(maps))} {batch}: the batches must agree"
-            )
+            counts = f"{name} holds {value.shape[0]} images but {next(iter(maps))} {batch}"
+            raise ValueError(f"{counts}: the batches must agree")
 
 
 def check_call(
@@ -294,9 +293,8 @@ def check_call(
     if "student_logits" in maps and "teacher_logits" in maps:
         student, teacher = (tuple(maps[name].shape) for name in ("student_logits", "teacher_logits"))
         if student[:2] != teacher[:2]:
-            raise ValueError(
-                f"student_logits has shape {student} but teacher_logits {teacher}: batch and classes must be equal"
-            )
+            shapes = f"student_logits has shape {student} but teacher_logits {teacher}"
+            raise ValueError(f"{shapes}: batch and classes must be equal")
         if student[1] < getattr(module, "num_classes", 2):
             raise ValueError(f"student_logits has shape {student}: expected two classes or more; {BINARY}")
         check_ignore_index(getattr(module, "ignore_index", -1), student[1])

@@ -241,8 +241,7 @@ def replay(arguments: list[str], sentence: str) -> int:
     if device.type == "cpu":  # with another number, sums are in another order
         torch.set_num_threads(recorded["device"].get("threads", torch.get_num_threads()))
     splits = task.splits()
-    here = provenance(device, task.precision(device), ranks.size, task.libraries)
-    notes = list(_otherwise(recorded, here))
+    notes = list(_otherwise(recorded, provenance(device, task.precision(device), ranks.size, task.libraries)))
     if found := what_changed(record.identities, splits.identities(record.experiment.data.evaluation_split)):
         notes.append(f"data: {found}")
     for note in notes:

@@ -209,14 +209,11 @@ class DeviceStream(BatchStream):
         index_B = self._sent([index for index, _ in slots])
         (y_Bh, weights_BhH, shown_Bh), (x_Bw, weights_BwW, shown_Bw) = (
             _sampled(self._sent(axis).float(), crop, length)
-            for axis, crop, length in zip(
-                (rows, columns), self.augmentation.crop, self.labels_NHW.shape[1:], strict=True
-            )
+            for axis, crop, length in zip((rows, columns), self.augmentation.crop, self.labels_NHW.shape[1:])
         )
         shown_Bhw = shown_Bh[:, :, None] & shown_Bw[:, None, :]
         labels_Bhw = self.labels_NHW[index_B[:, None, None], y_Bh[:, :, None], x_Bw[:, None, :]]
-        pixels_B3hw = weights_BhH[:, None] @ (self.images_N3HW[index_B].float() @ weights_BwW[:, None].mT)
-        pixels_B3hw = pixels_B3hw.round_()
+        pixels_B3hw = (weights_BhH[:, None] @ (self.images_N3HW[index_B].float() @ weights_BwW[:, None].mT)).round_()
         if self.augmentation.colour:
             pixels_B3hw = _recoloured(pixels_B3hw, shown_Bhw[:, None], self._sent(factors).float())
         padding_311 = self._sent(IMAGE_PADDING).float()[:, None, None]

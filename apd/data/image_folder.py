@@ -85,8 +85,7 @@ def images_below(folder: Path, name: str = STEM, without: frozenset[Path] = froz
         own = _nfc(path.stem) + (path.suffix.lower() if with_suffix else "")
         if not (own.startswith(before) and own.endswith(after) and len(own) > len(before) + len(after)):
             continue
-        stem = own[len(before) : len(own) - len(after)]
-        key = f"{stem_of(path.relative_to(folder).parent / '_')[:-1]}{stem}"
+        key = stem_of(path.relative_to(folder).parent / "_")[:-1] + own[len(before) : len(own) - len(after)]
         if key in found:
             both = " and ".join(str(each.relative_to(folder)) for each in (found[key], path))
             raise DataError(f"{folder} holds both {both}, which have one name, suffix aside; remove one of them")

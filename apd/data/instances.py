@@ -87,8 +87,7 @@ def as_target(sample: InstanceSample) -> dict[str, Tensor]:
     (H, W). Boxes leave out crowd and those with a side below 0.01 pixel, which torchvision refuses once it resized
     them to zero.
     """
-    sides_N2 = sample.boxes_N4[:, 2:] - sample.boxes_N4[:, :2]
-    wanted_N = ~sample.crowd_N & (sides_N2 >= THINNEST).all(1)
+    wanted_N = ~sample.crowd_N & (sample.boxes_N4[:, 2:] - sample.boxes_N4[:, :2] >= THINNEST).all(1)
     target = {"boxes": sample.boxes_N4[wanted_N], "labels": sample.labels_N[wanted_N] + 1}
     if sample.masks_NHW is not None:
         target["masks"] = sample.masks_NHW[wanted_N].to(torch.uint8)

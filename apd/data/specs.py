@@ -21,9 +21,8 @@ UNLABELLED = 254  # label of the pixels of an image without labels: in training 
 
 # of Cityscapes the 19 train ids with their colours, as in the table of github.com/mcordts/cityscapesScripts; of ADE20K
 # the first name of each class in objectInfo150.txt
-_LISTS = dict(
-    entry.split(":") for entry in Path(__file__).with_name("class_names.txt").read_text(encoding="utf-8").split("\n\n")
-)
+_TEXT = Path(__file__).with_name("class_names.txt").read_text(encoding="utf-8")
+_LISTS = dict(entry.split(":") for entry in _TEXT.split("\n\n"))
 
 
 def _names(of: str) -> tuple[str, ...]:

@@ -78,9 +78,8 @@ class DistillerConfig:
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
         """The loss module for two networks; :func:`build_distiller` calls it with a seeded generator."""
         sizes = (student.feature_channels, teacher.feature_channels, student.num_classes)
-        return self.module(
-            *(sizes if issubclass(self.module, FeatureDistiller) else ()), **self.settings, ignore_index=ignore_index
-        )
+        own = sizes if issubclass(self.module, FeatureDistiller) else ()
+        return self.module(*own, **self.settings, ignore_index=ignore_index)
 
 
 def build_distiller(
@@ -92,8 +91,7 @@ def build_distiller(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = config.build(student, teacher, ignore_index=ignore_index)
-    return module.to(next(student.parameters()).device)
+        return config.build(student, teacher, ignore_index=ignore_index).to(next(student.parameters()).device)
 
 
 class Distiller(nn.Module):
@@ -163,10 +161,8 @@ class Distiller(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(module)`` says of the settings."""
         named = {f.name: getattr(self, f.name) for f in fields(self.Config) if f.name not in ("method", "weight")}
-        return ", ".join(
-            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value!r}"
-            for name, value in (self.weights | named).items()
-        )
+        values = {n: f"{v:g}" if isinstance(v, float) else repr(v) for n, v in (self.weights | named).items()}
+        return ", ".join(f"{name}={value}" for name, value in values.items())
 
     def _with_loss(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         terms = {name: term for name, term in terms.items() if self.weights[name]}

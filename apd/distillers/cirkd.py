@@ -35,8 +35,7 @@ def cross_image_loss(
         pooled_BCM = F.avg_pool2d(features_BChw * weight_B1hw, window, ceil_mode=True).flatten(2)
         pooled_BCM = pooled_BCM * inverse_length(pooled_BCM, dim=1)
         cosines_BMBM = torch.einsum("acm,bcn->ambn", pooled_BCM, pooled_BCM)
-        lowest = torch.finfo(cosines_BMBM.dtype).min
-        return (cosines_BMBM / temperature).masked_fill(~valid_BM, lowest)
+        return (cosines_BMBM / temperature).masked_fill(~valid_BM, torch.finfo(cosines_BMBM.dtype).min)
 
     divergence_BMBM = divergence(similarities(student_BChw), similarities(teacher_BChw), dim=3)
     return masked_mean(divergence_BMBM.sum(3), valid_BM[:, :, None] & valid_BM.any(1))
@@ -49,8 +48,7 @@ def memory_loss(
     """KL between the two nets' similarities of a pixel with samples of a memory: mean over valid pixels."""
 
     def directions(features_BDhw: Tensor) -> Tensor:
-        sharpened_BDhw = features_BDhw * (inverse_length(features_BDhw, dim=1) / temperature)
-        return sharpened_BDhw.flatten(2).mT.flatten(0, 1)
+        return (features_BDhw * (inverse_length(features_BDhw, dim=1) / temperature)).flatten(2).mT.flatten(0, 1)
 
     vectors = directions(student_BDhw), directions(teacher_BDhw), samples_SD
     dtype = torch.promote_types(student_BDhw.dtype, teacher_BDhw.dtype)
@@ -139,9 +137,8 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         valid_Bhw, terms = labels_Bhw != IGNORED, {}
         if self.weights["batch_pixels"]:
-            terms["batch_pixels"] = cross_image_loss(
-                student, teacher, valid_Bhw, temperature=self.temperature, most_pixels=self.most_pixels
-            )
+            how = {"temperature": self.temperature, "most_pixels": self.most_pixels}
+            terms["batch_pixels"] = cross_image_loss(student, teacher, valid_Bhw, **how)
         if self.training:
             self._remember(teacher, labels_Bhw)
         headed = student if self.head is None else self.head(student, valid_Bhw)
@@ -165,9 +162,8 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
             teacher_BND = (teacher_BDN * inverse_length(teacher_BDN, dim=1)).mT
             images_B11 = torch.arange(len(labels_BN), device=labels_BN.device)[:, None, None]
             pixels_BKUD = teacher_BND[images_B11, places_BKU]
-            self.memories["pixel_memory"].append(
-                pixels_BKUD.transpose(0, 1).flatten(1, 2), (best_BKU >= 0).transpose(0, 1).flatten(1)
-            )
+            found_KM = (best_BKU >= 0).transpose(0, 1).flatten(1)
+            self.memories["pixel_memory"].append(pixels_BKUD.transpose(0, 1).flatten(1, 2), found_KM)
 
 
 class ClassMemory(nn.Module):
@@ -192,9 +188,8 @@ class ClassMemory(nn.Module):
         classes_K1 = torch.arange(len(order_KM), device=order_KM.device)[:, None]
         places_KM = (self.written[:, None] + torch.arange(order_KM.shape[1], device=order_KM.device)) % slots
         new_KMD = candidates_KMD[classes_K1, order_KM].to(self.vectors.dtype)
-        self.vectors[classes_K1, places_KM] = torch.where(
-            wanted_KM[:, :, None], new_KMD, self.vectors[classes_K1, places_KM]
-        )
+        old_KMD = self.vectors[classes_K1, places_KM]
+        self.vectors[classes_K1, places_KM] = torch.where(wanted_KM[:, :, None], new_KMD, old_KMD)
         self.written.add_(wanted_KM.sum(1))
 
     def sample(self) -> Tensor:

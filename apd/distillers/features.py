@@ -129,8 +129,7 @@ class MGD(FeatureDistiller, config=MGDConfig):
         kept_Bhw = valid_Bhw & (torch.rand(valid_Bhw.shape, device=student.device) < 1 - self.masked)
         adapted = student if self.adapter is None else convolved(self.adapter, student)
         adapted = torch.where(kept_Bhw[:, None], adapted, 0.0)
-        generated = self.out(convolved(self.hidden, adapted).relu())
-        return {"mgd": generation_loss(generated, teacher, valid_Bhw)}
+        return {"mgd": generation_loss(self.out(convolved(self.hidden, adapted).relu()), teacher, valid_Bhw)}
 
 
 class CWDConfig(DistillerConfig):

@@ -21,8 +21,7 @@ def decoupled_losses(
     A pixel at which the teacher rules out all classes but the labelled one has no non-target part.
     """
     valid_Bhw = labels_Bhw != IGNORED
-    classes_K11 = torch.arange(student_BKhw.shape[1], device=labels_Bhw.device)[:, None, None]
-    target_BKhw = labels_Bhw[:, None] == classes_K11
+    target_BKhw = labels_Bhw[:, None] == torch.arange(student_BKhw.shape[1], device=labels_Bhw.device)[:, None, None]
 
     def parts(logits_BKhw: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of (target, all others), and of the others among themselves."""
@@ -127,8 +126,7 @@ class LSKD(Distiller, config=LSKDConfig):
             fix = "use PixelKD, or give the class that is ruled out a finite logit"
             raise ValueError(f"teacher_logits holds -inf, so a pixel's logits have no standard deviation: {fix}")
         logits = standardised(student), standardised(teacher)
-        term = pixel_kd_loss(*logits, labels_Bhw, temperature=self.temperature, ignore_index=IGNORED)
-        return {"lskd": term}
+        return {"lskd": pixel_kd_loss(*logits, labels_Bhw, temperature=self.temperature, ignore_index=IGNORED)}
 
 
 class DKDConfig(DistillerConfig):

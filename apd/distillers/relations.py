@@ -27,10 +27,8 @@ def pairwise_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor,
     nodes_BN = F.max_pool2d(valid_Bhw[:, None].to(student_BChw.dtype), window, ceil_mode=True).flatten(1) > 0
 
     def cosines(features_BChw: Tensor) -> Tensor:
-        lowest = torch.finfo(features_BChw.dtype).min
-        pooled_BCN = F.max_pool2d(
-            torch.where(valid_Bhw[:, None], features_BChw, lowest), window, ceil_mode=True
-        ).flatten(2)
+        valid_BChw = torch.where(valid_Bhw[:, None], features_BChw, torch.finfo(features_BChw.dtype).min)
+        pooled_BCN = F.max_pool2d(valid_BChw, window, ceil_mode=True).flatten(2)
         pooled_BCN = torch.where(nodes_BN[:, None], pooled_BCN, 0.0)
         pooled_BCN = pooled_BCN * inverse_length(pooled_BCN, dim=1)
         return pooled_BCN.mT @ pooled_BCN

@@ -84,10 +84,8 @@ class DetectionScorer:
         boxes, labels = _as_coco(sample.boxes_N4), (sample.labels_N + 1).tolist()
         masks = encode(sample.masks_NHW.numpy()) if "masks" in self.kinds else [[]] * len(boxes)
         rows = zip(labels, boxes, masks, sample.crowd_N.int().tolist(), sample.areas_N.tolist(), strict=True)
-        instances = [
-            {"category_id": label, "bbox": box, "segmentation": mask, "iscrowd": crowd, "area": area}
-            for label, box, mask, crowd, area in rows
-        ]
+        fields = ("category_id", "bbox", "segmentation", "iscrowd", "area")
+        instances = [dict(zip(fields, row, strict=True)) for row in rows]
         labels, scores = (found.labels_N + 1).tolist(), found.scores_N.tolist()
         shapes, entries = {"boxes": _as_coco(found.boxes_N4), "masks": found.masks}, {}
         for kind in self.kinds:

@@ -226,8 +226,7 @@ def class_probabilities(
 def window_starts(length: int, window: int, stride: float) -> list[int]:
     """Where windows begin along a side that is at least as long as they are; the last one ends where the side does."""
     step = math.ceil(window * stride)
-    count = math.ceil((length - window) / step) + 1
-    return [min(index * step, length - window) for index in range(count)]
+    return [min(index * step, length - window) for index in range(math.ceil((length - window) / step) + 1)]
 
 
 def window_strips(
@@ -261,8 +260,7 @@ def window_strips(
 def _whole(model: nn.Module, images_B3HW: Tensor, inference: InferenceOptions) -> Tensor:
     probabilities = _logits(model, images_B3HW).softmax(1)
     if inference.flip:
-        mirrored = _logits(model, images_B3HW.flip(-1)).softmax(1).flip(-1)
-        probabilities = probabilities.add_(mirrored).div_(2)
+        probabilities.add_(_logits(model, images_B3HW.flip(-1)).softmax(1).flip(-1)).div_(2)
     return probabilities
 
 

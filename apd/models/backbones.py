@@ -18,7 +18,6 @@ Weights = Literal["none", "imagenet", "torchvision"]
 
 _SUITABLE = "choose a convolutional network that can be dilated, such as mobilenetv2_050, efficientnet_b0, resnet18"
 
-
 DEEP_RESNETS = {
     "resnet18_deep": {"block": BasicBlock, "layers": (2, 2, 2, 2)},
     "resnet50_deep": {"block": Bottleneck, "layers": (3, 4, 6, 3)},

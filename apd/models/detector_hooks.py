@@ -122,8 +122,7 @@ def teacher_view(
     scales = [boxes[0].new_tensor([own[1] / given[1], own[0] / given[0]] * 2) for given, own in sizes]
     moved = [boxes_N4 * scale for boxes_N4, scale in zip(boxes, scales, strict=True)]
     vectors = teacher.roi_heads.box_head(teacher.roi_heads.box_roi_pool(pyramid, moved, resized.image_sizes))
-    logits = teacher.roi_heads.box_predictor(vectors)[0]
-    return _view(pyramid, vectors, logits, boxes, resized.image_sizes)
+    return _view(pyramid, vectors, teacher.roi_heads.box_predictor(vectors)[0], boxes, resized.image_sizes)
 
 
 def training_step(

@@ -108,10 +108,9 @@ def match_tensors(
             if why := wrong_values(ours, matched[ours]):
                 wrong.append(f"{theirs} {why}")
     others = [name for name in tensors if name not in known and not name.startswith(left_out)]
-    unknown = [f"{name:.80} is unknown" for name in others]
     if missing and others:
         missing[0] += f" (nearest in the file: {difflib.get_close_matches(missing[0], others, n=1, cutoff=0)[0]:.80})"
-    if problems := missing + unknown + wrong:
+    if problems := [*missing, *(f"{name:.80} is unknown" for name in others), *wrong]:
         count = "1 tensor differs:" if len(problems) == 1 else f"{len(problems)} tensors differ, first"
         raise RuntimeError(f"{count} {'; '.join(problems[:3])}")
     return matched
@@ -189,9 +188,8 @@ def hub_tensors(entry: Any, what: str) -> Mapping[str, Tensor]:
     if cached.exists() and not hashlib.sha256(_content(cached)).hexdigest().startswith(wanted):
         raise RuntimeError(f"{cached} is damaged, its sha256 does not begin with {wanted}: delete it")
     try:
-        return entry.get_state_dict(
-            map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
-        )
+        how = dict(map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+        return entry.get_state_dict(**how)
     except Exception as error:  # urllib, sockets and torch.hub raise errors of their own kinds
         tried = f"tried {entry} ({entry.url}), and failed: {type(error).__name__}: {error!s:.300}"
         raise RuntimeError(f"{what}: {tried}. Its place is {cached}. {_ADVICE}") from error
@@ -224,9 +222,8 @@ def create_with_timm_weights(name: str, **arguments: object) -> nn.Module:
             tried = f"timm's own ({cfg.hf_hub_id or cfg.url}), and failed: {type(error).__name__}: {error!s:.300}"
             raise RuntimeError(f"{what}: tried {tried} {_ADVICE}") from error
     tensors = {key.replace(".", "_"): value for key, value in classifier.items()}  # a feature network may be flat
-    own = network.state_dict()
     try:
-        matched = match_tensors(tensors, own, lambda key: key.replace(".", "_"), left_out=("",))
+        matched = match_tensors(tensors, network.state_dict(), lambda key: key.replace(".", "_"), left_out=("",))
     except RuntimeError as error:
         raise RuntimeError(f"{what}: timm's file: {error}. {_ADVICE}") from error
     network.load_state_dict(matched, strict=True)

@@ -52,8 +52,7 @@ class Record:
         """What is known of each split, see `Splits.identities`; an older kind of record says little of labels."""
         data = self.content["data"]
         scored = {"class_names": data["class_names"], "fingerprint": data["fingerprint"]}
-        older = {"train": {"fingerprint": data["training_fingerprint"]}, data["split"]: scored}
-        return data.get("identities", older)
+        return data.get("identities", {"train": {"fingerprint": data["training_fingerprint"]}, data["split"]: scored})
 
     @cached_property
     def headline(self) -> tuple[str, float]:

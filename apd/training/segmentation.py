@@ -36,8 +36,7 @@ def build_network(
 ) -> Segmenter | CustomSegmenter:
     """A network whose initial weights depend on the seed alone; with `weights_follow` the caller loads others."""
     require_segmentation(network)
-    task = SegmentationTask(Experiment())
-    return task.network(network, num_classes, device, seed, weights_follow=weights_follow)
+    return SegmentationTask(Experiment()).network(network, num_classes, device, seed, weights_follow=weights_follow)
 
 
 def distilled_of(student: SegOutput, teacher: SegOutput, labels: Tensor) -> dict[str, Tensor]:

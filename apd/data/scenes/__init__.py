@@ -67,9 +67,7 @@ _kept_scene = lru_cache(maxsize=_KEPT)(draw_scene)
 def _labels(canvas: Canvas) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     region_HW = np.array(canvas.region_of_part, dtype=np.uint16).take(canvas.parts_HW[::_CELLS, ::_CELLS])
     classes, counted = (np.array(column) for column in zip(*canvas.regions, strict=True))
-    visible = np.zeros(len(classes), dtype=bool)
-    visible[region_HW] = True
-    shown = np.flatnonzero(visible & counted)
+    shown = np.flatnonzero((np.bincount(region_HW.ravel(), minlength=len(classes)) > 0) & counted)
     number_of = np.zeros(len(classes), dtype=np.uint16)
     number_of[shown] = np.arange(1, len(shown) + 1)
     instances_HW = number_of.take(region_HW)

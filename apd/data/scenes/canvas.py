@@ -62,8 +62,7 @@ class Canvas:
         """Fill left <= x < right, top <= y < bottom."""
         x0, x1 = cells(left, right, self.width)
         y0, y1 = cells(top, bottom, self.height)
-        if x0 < x1 and y0 < y1:
-            self.parts_HW[y0:y1, x0:x1] = part
+        self.parts_HW[y0:y1, x0:x1] = part
 
     def rows_between(self, part: int, first: int, left: Floats, right: Floats) -> None:
         """Fill left[i] <= x < right[i] in row first + i. The rows must lie on the canvas."""
@@ -86,10 +85,8 @@ class Canvas:
     def polygon(self, part: int, corners: Sequence[tuple[float, float]]) -> None:
         """Fill a convex polygon given by its corners (x, y), in either sense; the first three not in a line."""
         xs, ys = zip(*corners, strict=True)
-        if max(xs) <= 0 or min(xs) >= self.width:
-            return
         y0, y1 = cells(min(ys), max(ys), self.height)
-        if y0 >= y1:
+        if y0 >= y1 or max(xs) <= 0 or min(xs) >= self.width:
             return
         # which way round the corners go, from the turn at the second
         turn = (xs[1] - xs[0]) * (ys[2] - ys[1]) - (xs[2] - xs[1]) * (ys[1] - ys[0])
@@ -114,11 +111,8 @@ class Canvas:
                 self.parts_HW[i, max(0, ceil(left - 0.5)) : max(0, ceil(right - 0.5))] = part
             return
         rows = self.rows[y0:y1]
-        left_H, right_H = (rows * lines[0][0] + lines[0][1] for lines in (lefts, rights))
-        for slope, start in lefts[1:]:
-            np.maximum(left_H, rows * slope + start, out=left_H)
-        for slope, start in rights[1:]:
-            np.minimum(right_H, rows * slope + start, out=right_H)
+        left_H = np.max([rows * slope + start for slope, start in lefts], axis=0)
+        right_H = np.min([rows * slope + start for slope, start in rights], axis=0)
         self.rows_between(part, y0, left_H, right_H)
 
     def ellipse(self, part: int, x: float, y: float, across: float, down: float) -> None:
@@ -141,18 +135,14 @@ class Canvas:
         x, y, across, down = np.array(shapes, dtype=np.float32).T[:, :, None]
         dx_sq = ((self.columns[x0:x1] - x) / across) ** 2
         dy_sq = ((self.rows[y0:y1] - y) / down) ** 2
-        inside = (dy_sq[:, :, None] + dx_sq[:, None, :]).min(axis=0) < 1
-        np.putmask(self.parts_HW[y0:y1, x0:x1], inside, part)
+        np.putmask(self.parts_HW[y0:y1, x0:x1], (dy_sq[:, :, None] + dx_sq[:, None, :]).min(axis=0) < 1, part)
 
     def shadow(self, x: float, y: float, across: float, down: float) -> None:
         """Darken the ground within an ellipse; what stands on the ground, and every label, stays as it is."""
-        y0, y1 = cells(y - down, y + down, self.height)
-        for i in range(y0, y1):
+        for i in range(*cells(y - down, y + down, self.height)):
             reach = across * sqrt(max(0.0, 1.0 - ((i + 0.5 - y) / down) ** 2))
-            x0, x1 = cells(x - reach, x + reach, self.width)
-            if x0 < x1:
-                target = self.parts_HW[i, x0:x1]
-                target[target < GROUND_PARTS] += GROUND_PARTS
+            target = self.parts_HW[i, slice(*cells(x - reach, x + reach, self.width))]
+            target[target < GROUND_PARTS] += GROUND_PARTS
 
 
 def cells(low: float, high: float, size: int) -> tuple[int, int]:

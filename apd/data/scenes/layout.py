@@ -153,11 +153,10 @@ def _objects(dice: Dice, road: Road, camera: Camera, segments: Sequence[Segment]
     edge, middle = road.half_width, road.half_width + road.pavement / 2
     objects: list[Object] = []
     for side in (-1, 1):
-        kerb = side * (edge + 0.35)
         # The nearest depth at which something on this pavement is still inside the image.
         share = camera.vanishing if side < 0 else 1.0 - camera.vanishing
         entry = camera.focal * (edge + 0.35 - side * camera.x) / share
-        objects += _street_furniture(dice, side, kerb, entry)
+        objects += _street_furniture(dice, side, side * (edge + 0.35), entry)
         if dice.chance(0.45):
             start, panel = entry + dice.uniform(-2.0, 6.0), dice.uniform(2.4, 3.2)
             tint, height = dice.tint(0.08, 0.05), dice.uniform(0.9, 1.2)
@@ -175,10 +174,9 @@ def _objects(dice: Dice, road: Road, camera: Camera, segments: Sequence[Segment]
         while z < 45.0 and dice.chance(0.72):
             objects.append(_tree(dice, side * (middle + dice.uniform(-0.2, 0.6)), z))
             z += dice.uniform(5.0, 14.0)
-    lane = edge * 0.48
     for side in (-1, 1):
         if dice.chance(0.75):
-            objects.append(_car(dice, side * lane, dice.uniform(6.5, 26.0), away=side > 0))
+            objects.append(_car(dice, side * edge * 0.48, dice.uniform(6.5, 26.0), away=side > 0))
     if road.crossing and dice.chance(0.7):
         x = dice.uniform(-0.8, 0.8) * edge
         objects.append(_pedestrian(dice, x, road.crossing + dice.uniform(0.5, 2.0)))
@@ -212,8 +210,7 @@ def _tree(dice: Dice, x: float, z: float) -> Tree:
 
 
 def _car(dice: Dice, x: float, z: float, *, away: bool, across: int = 0) -> Car:
-    van = dice.chance(0.2)
-    width = dice.uniform(1.7, 1.95)
+    van, width = dice.chance(0.2), dice.uniform(1.7, 1.95)
     height = dice.uniform(2.0, 2.5) if van else dice.uniform(1.4, 1.65)
     length = dice.uniform(4.4, 5.2) if van else dice.uniform(3.7, 4.5)
     return Car(x, z, width, height, length, dice.uniform(0.5, 0.58), away, across, dice.tint(0.13, 0.10))

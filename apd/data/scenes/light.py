@@ -43,8 +43,7 @@ def draw_appearance(dice: Dice, context_shift: float) -> Appearance:
     own = context_shift * (1 + context_shift) / 2
     turn, count = dice.uniform(-pi, pi), SCENES.num_classes
     orders_NK = np.argsort([[dice.uniform(0.0, 1.0) for _ in range(count)] for _ in range(_CANDIDATES)], axis=1)
-    jitter = np.array([dice.tint(0.05, 0.02) for _ in range(count)])
-    class_lab_K3 = _mix_palettes(orders_NK, turn, jitter, own)
+    class_lab_K3 = _mix_palettes(orders_NK, turn, np.array([dice.tint(0.05, 0.02) for _ in range(count)]), own)
     warmth, tinge, exposure = dice.uniform(-1, 1), dice.uniform(-1, 1), dice.uniform(0.5, 1.15)
     cast = (1 + 0.28 * warmth, 1 + 0.10 * tinge, 1 - 0.28 * warmth)
     contrast, haze, glow = dice.uniform(0.78, 1.15), dice.uniform(60.0, 400.0), dice.uniform(0.0, 0.5)
@@ -113,13 +112,10 @@ def _texture_tiles() -> NDArray[np.int8]:
         return field / np.abs(field).max()
 
     i, j = np.mgrid[0:_TILE, 0:_TILE]
-    grain = smooth(noise[0], 1)
-    blotches = smooth(smooth(noise[1], 9), 9)
-    across = np.where(i // 16 % 2, 1.0, -1.0)
-    down = np.where(j // 16 % 2, 1.0, -1.0)
+    grain, blotches = smooth(noise[0], 1), smooth(smooth(noise[1], 9), 9)
+    across, down, hatch = (np.where(along // 16 % 2, 1.0, -1.0) for along in (i, j, i + j))
     bricks = np.where((i % 32 < 6) | ((j + i // 32 % 2 * 32) % 64 < 6), -1.0, 0.3)
     slabs = np.where((i % 64 < 6) | (j % 64 < 6), -1.0, 0.2) + np.where((i // 64 + j // 64) % 2, 0.3, -0.3)
-    hatch = np.where((i + j) // 16 % 2, 1.0, -1.0)
     spots = np.where((i % 64 - 32) ** 2 + (j % 64 - 32) ** 2 < 300, 1.0, -0.4)
     # of two precisions: one array would round anew
     tiles = (grain, blotches, across, down, bricks, slabs, hatch, spots)
@@ -182,17 +178,14 @@ def _texture(
     up = (np.float32(view.horizon) - rows)[:, None] * metres
     u_HW = np.where(on_ground, across, np.where(on_wall, depth_HW, columns * screen))
     v_HW = np.where(on_ground, depth_HW, np.where(on_wall, up + height, (rows * screen)[:, None]))
-    fade_HW = np.where(on_ground | on_wall, 14 / (14 + depth_HW), np.float32(1))
     total_HW = np.zeros_like(u_HW)
-    tiles = _texture_tiles()
     for layer in appearance.textures:
         tile, side, strength = np.array(layer).T
         if not strength.any():
             continue
         texels = (_TILE / side).astype(np.float32).take(class_HW)
-        at = (v_HW * texels).astype(np.int32) & (_TILE - 1)
-        at *= _TILE
+        at = ((v_HW * texels).astype(np.int32) & (_TILE - 1)) * _TILE
         at += (u_HW * texels).astype(np.int32) & (_TILE - 1)
         at += (tile * _TILE * _TILE).astype(np.int32).take(class_HW)
-        total_HW += tiles.take(at) * (strength / 127).astype(np.float32).take(class_HW)
-    return total_HW * fade_HW
+        total_HW += _texture_tiles().take(at) * (strength / 127).astype(np.float32).take(class_HW)
+    return total_HW * np.where(on_ground | on_wall, 14 / (14 + depth_HW), np.float32(1))

@@ -15,8 +15,7 @@ class _Brush:
     def __init__(self, view: View, region: int, x: float, z: float, tint: Tint) -> None:
         self.view, self.canvas, self.region = view, view.canvas, region
         self.x, self.z, self.tint = x, z, tint
-        self.scale = view.scale(z)
-        self.column, self.foot = view.column(x, z), view.row(0.0, z)
+        self.scale, self.column, self.foot = view.scale(z), view.column(x, z), view.row(0.0, z)
 
     def part(self, lightness: float = 0.0, detail: Detail = Detail.NONE, share: float = 0.0) -> int:
         return self.canvas.new_part(self.region, self.tint, lightness, depth=self.z, detail=detail, share=share)
@@ -33,11 +32,8 @@ class _Brush:
         """Convex polygon in space: (across, up, further away)."""
         focal, centre, horizon = self.view.focal, self.view.centre, self.view.horizon
         x, height = self.x - self.view.camera.x, self.view.camera.height
-        points = []
-        for across, up, beyond in corners:
-            scale = focal / (self.z + beyond)
-            points.append((centre + (x + across) * scale, horizon + (height - up) * scale))
-        self.canvas.polygon(part, points)
+        seen = [(x + across, height - up, focal / (self.z + beyond)) for across, up, beyond in corners]
+        self.canvas.polygon(part, [(centre + a * scale, horizon + b * scale) for a, b, scale in seen])
 
     def blob(self, part: int, x: float, y: float, across: float, up: float) -> None:
         s = self.scale
@@ -128,8 +124,7 @@ def _paint_sign(view: View, sign: Sign) -> None:
     for x in (-0.5 * r, 0.5 * r) if sign.shape == "board" else (0.0,):
         post.box(grey, x - sign.pole / 2, 0.0, x + sign.pole / 2, y)
     brush = _Brush(view, view.canvas.new_region(SIGN, counted=True), sign.x, sign.z, sign.tint)
-    rim, face = brush.part(-0.06, Detail.PAPER, 0.35), brush.part(0.0)
-    mark = brush.part(0.0, Detail.RUBBER, 0.55)
+    rim, face, mark = brush.part(-0.06, Detail.PAPER, 0.35), brush.part(0.0), brush.part(0.0, Detail.RUBBER, 0.55)
     if sign.shape == "disc":
         brush.blob(rim, 0.0, y, r, r)
         brush.blob(face, 0.0, y, 0.84 * r, 0.84 * r)
@@ -184,12 +179,10 @@ def _paint_car(view: View, car: Car) -> None:
     glass, dark = brush.part(-0.05, Detail.GLASS, 0.65), brush.part(-0.1, Detail.RUBBER, 0.75)
     lights = brush.part(0.0, Detail.RED if car.away else Detail.LAMP, 0.85)
     plate = brush.part(0.0, Detail.PAPER, 0.7)
-    w, h, end = car.width / 2, car.height, car.length
-    waist = car.bonnet * h
+    w, h, end, waist = car.width / 2, car.height, car.length, car.bonnet * car.height
     van = h > 1.9
     start = 0.03 if van else 0.07 if car.away else 0.26  # where the glass begins, as a share of the length
-    slope = 0.05 if van else 0.13
-    stop = 0.98 if van else 0.86
+    slope, stop = (0.05, 0.98) if van else (0.13, 0.86)
     s = brush.scale
     brush.canvas.shadow(brush.column - 0.25 * view.sun * s, brush.foot, 1.12 * w * s, 0.22 * s)
     inner = -w if car.x > view.camera.x else w
@@ -222,8 +215,7 @@ def _paint_crossing_car(view: View, car: Car) -> None:
     brush = _Brush(view, view.canvas.new_region(CAR, counted=True), car.x, car.z, car.tint)
     paint, roof = brush.part(0.0), brush.part(0.06)
     glass, dark = brush.part(-0.05, Detail.GLASS, 0.65), brush.part(-0.1, Detail.RUBBER, 0.75)
-    half, h, waist = car.length / 2, car.height, car.bonnet * car.height
-    d = car.across
+    half, h, waist, d = car.length / 2, car.height, car.bonnet * car.height, car.across
     brush.canvas.shadow(brush.column, brush.foot, 1.02 * half * brush.scale, 0.16 * brush.scale)
     van = h > 1.9
     nose, tail = (0.72, -0.98) if van else (0.5, -0.8)

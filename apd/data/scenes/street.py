@@ -143,8 +143,7 @@ def _wall(view: View, side: int, x: float, near: float, far: float) -> _Wall | N
     first, last = cells(*ends, view.canvas.width)
     if first >= last:
         return None
-    offset = np.float32(side) * (view.canvas.columns[first:last] - np.float32(view.centre))
-    scale = offset * np.float32(1 / distance)
+    scale = np.float32(side) * (view.canvas.columns[first:last] - np.float32(view.centre)) * np.float32(1 / distance)
     return _Wall(first, np.float32(view.focal) / scale, scale)
 
 
@@ -186,16 +185,12 @@ def _paint_building(view: View, house: Building, x: float) -> None:
     table[:storeys] = panes[np.array(house.windows)[number % len(house.windows)]]
     if house.shop:
         table[0, 0::2], table[0, 1::2] = part(shine - 0.1), dark_pane
-    pane_HW = above_HW > np.float32(0.32)
-    pane_HW &= above_HW < np.float32(0.78)
+    pane_HW = (above_HW > np.float32(0.32)) & (above_HW < np.float32(0.78))
     pane_HW &= np.abs(along_W - np.float32(0.5)) < np.float32(0.24)
-    storey_HW *= bays
-    storey_HW += bay_W
     # Cells above and below the wall find no entry in the table; they are not painted.
-    ids_HW = np.where(pane_HW, table.ravel().take(storey_HW, mode="clip"), np.uint16(plain))
+    ids_HW = np.where(pane_HW, table.ravel().take(storey_HW * bays + bay_W, mode="clip"), np.uint16(plain))
     ids_HW[up_HW > np.float32(house.height - 0.35)] = part(shine + 0.05)
-    inside = up_HW >= 0
-    inside &= up_HW < np.float32(house.height)
+    inside = (up_HW >= 0) & (up_HW < np.float32(house.height))
     np.copyto(canvas.parts_HW[y0:y1, wall.first : wall.first + wall.z.size], ids_HW, where=inside)
 
 

@@ -112,15 +112,16 @@ class Comparison:
     @property
     def title(self) -> str:
         """The data in a few words, of scenes the steps as well (not of the equal-time runs), of photographs whether the
-        student's weights were random, and the remark."""
+        student's weights were random, whether its images are resized to fit, and the remark."""
+        network = self.any_record.experiment.network
         if self.data.name == "scenes":
             steps = min(next(iter(runs.values())).experiment.training.iterations for runs in self.variants.values())
             data = f"scenes, context shift {self.data.context_shift:g}, {steps} steps"
         else:
             data = DATA_NAMES.get(self.data.name) or self.any_record.content["data"]["name"]
             data += f" at {self.data.height} × {self.data.width}" if self.data.height else ""
-            network = self.any_record.experiment.network
             data += ", random weights" if network.weights == "none" and not getattr(network, "builder", "") else ""
+        data += ", sides fitted" if getattr(network, "fit_sides", False) else ""
         return f"{data}, {self.remark}" if self.remark else data
 
     @property

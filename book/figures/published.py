@@ -13,7 +13,7 @@ from apd.study.published_recipes import PUBLISHED
 
 OURS = (
     "scenes-tiny",
-    "scenes-longer",
+    "scenes-fitted",
     "camvid-small",
     "facade-small",
     "camvid-pretrained",
@@ -58,9 +58,10 @@ def _named(comparison: Comparison) -> tuple[str, str]:
     data, runs = comparison.data, comparison.variants["apd"].values()
     seeds = len(comparison.difference("apd", "student").pairs)
     remark = f"{next(iter(runs)).experiment.training.iterations} steps, {seeds} seeds"
-    start = "" if comparison.any_record.experiment.network.weights == "none" else "pretrained, "
+    network = comparison.any_record.experiment.network
+    start = "" if network.weights == "none" else "pretrained, "
     if data.name == "scenes":
-        return f"Scenes, shift {data.context_shift:g}", remark
+        return f"Scenes, shift {data.context_shift:g}", remark + (", sides fitted" if network.fit_sides else "")
     size = f", {data.height}×{data.width}" if data.height else ""
     return f"{DATA_NAMES[data.name]}{size}", start + remark
 

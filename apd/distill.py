@@ -72,9 +72,8 @@ class APDLoss(nn.Module):
         labels_from: ``"truth"`` (default, paper), or ``"teacher"``: its predictions, so that images without labels can
             be distilled; of ``labels`` only size and range count then.
         detach_prototypes: the observation term does not move the student's prototypes (default False, released code).
-        align_corners: how features and labels meet. True, for networks whose logits are upsampled with aligned corners:
-            on the finer grid, labels where a cell's corner-aligned centre is. False (default; labels as released): on
-            the coarser grid, the finer map averaged, labels by :func:`apd.resize_labels`' nearest rule.
+        align_corners: features meet on the finer grid, upsampled with aligned corners, with labels of the pixels where
+            these put cells. False (default): on the coarser grid, the finer map averaged, with the nearest (released).
         weights: of the terms by name, each with its default in :data:`apd.losses.DEFAULT_WEIGHTS` (own choice), but 0
             for ``regularisation`` without heads. A term of weight 0 is not computed, and a head that no term trains is
             frozen.

@@ -80,12 +80,8 @@ def resize_labels(labels_BHW: Tensor, size: tuple[int, int], *, align_corners: b
     """
     validation.check_labels(labels_BHW, len(labels_BHW) if isinstance(labels_BHW, Tensor) and labels_BHW.ndim else 0)
     for axis, cells in zip((1, 2), size, strict=True):
-        pixels = labels_BHW.shape[axis]
-        if pixels != cells:
-            cell, last = torch.arange(cells, device=labels_BHW.device), cells - 1
-            aligned = align_corners and last > 0
-            nearest = (cell * (pixels - 1) + last // 2) // last if aligned else cell * pixels // cells
-            labels_BHW = labels_BHW.index_select(axis, nearest)
+        if labels_BHW.shape[axis] != cells:
+            labels_BHW = validation.of_cells(labels_BHW, axis, cells, align_corners)
     return labels_BHW
 
 

@@ -173,14 +173,21 @@ def has_values(tensor: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
-def _finite_where_ignored(name: str, value_BChw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Tensor:
+def of_cells(labels_BHW: Tensor, axis: int, cells: int, align_corners: bool) -> Tensor:
+    """The labels of so many cells along an axis, by the rules of :func:`apd.resize_labels`."""
+    cell, pixels, last = torch.arange(cells, device=labels_BHW.device), labels_BHW.shape[axis], cells - 1
+    aligned = align_corners and last > 0
+    nearest = (cell * (pixels - 1) + last // 2) // last if aligned else cell * pixels // cells
+    return labels_BHW.index_select(axis, nearest)
+
+
+def _finite_where_ignored(name: str, value_BChw: Tensor, labels_BHW: Tensor, ignored: int, align: bool) -> Tensor:
     """0 at ignored pixels that hold NaN or an infinity; others stay, for averages and the released code count them."""
-    for axis, cells in zip((1, 2), value_BChw.shape[2:], strict=True):  # by the rule of apd.resize_labels
-        nearest = torch.arange(cells, device=labels_BHW.device) * labels_BHW.shape[axis] // cells
-        labels_BHW = labels_BHW.index_select(axis, nearest)
+    for axis, cells in zip((1, 2), value_BChw.shape[2:], strict=True):
+        labels_BHW = of_cells(labels_BHW, axis, cells, align)
     reduce = torch.amax if name == "teacher_logits" else torch.sum  # of a teacher's classes, some may be -inf
     faulty_B1hw = ~(reduce(value_BChw.detach(), 1, keepdim=True).abs() < math.inf)
-    return value_BChw.masked_fill(faulty_B1hw & (labels_BHW.long() == ignore_index)[:, None], 0.0)
+    return value_BChw.masked_fill(faulty_B1hw & (labels_BHW.long() == ignored)[:, None], 0.0)
 
 
 def _extent(name: str, values: Tensor) -> float:
@@ -228,7 +235,8 @@ def check_values(
         at_hand = value.is_cpu and has_values(value)
         is_finite = at_hand and math.isfinite(_extent(name, value))
         if not is_finite and ignore_index is not None:
-            checked[name] = value = _finite_where_ignored(name, value, labels_BHW, ignore_index)
+            align = getattr(module, "align_corners", False)
+            checked[name] = value = _finite_where_ignored(name, value, labels_BHW, ignore_index, align)
         if not (_reading and has_values(value) and (at_hand or first)):
             continue
         if first:

@@ -71,9 +71,7 @@ class NetworkConfig:
     head: Literal["psp", "aspp"] = "psp"  #: Head between backbone and classifier: PSPNet's or DeepLabV3's.
     head_width: int = 128  #: Channels of the feature map before the classifier (paper: 512).
     output_stride: Literal[4, 8, 16] = 16  #: Stride of the feature map (paper: 8; 4 where the backbone can).
-    fit_sides: bool = False
-    """Resize images to sides of output_stride · k + 1, at which aligned corners put a cell where it looks; the released
-    crops have such sides (713, 473). At others the logits are off by up to a stride at the right and lower edge."""
+    fit_sides: bool = False  #: Resize images to sides of output_stride · k + 1, such as released crops have (713, 473).
     weights: Literal["none", "imagenet", "torchvision"] = "none"
     """Initial weights of the backbone: random, ImageNet's from an offline package or timm, or torchvision's."""
     dropout: float = 0.1  #: Channel dropout before the classifier (paper: 0.1).

@@ -28,6 +28,8 @@ TUNED_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd", "apd_without_
 """Methods with a learning rate of their own; the equal-time baseline has the baseline's."""
 TRIED_SMALL_LEARNING_RATES = (0.01, 0.02, 0.04)  # On CamVid at half resolution, of the baseline and of every method.
 TRIED_LEARNING_RATES = (8e-4, 4e-4, 2e-4, 16e-4)  # Of the same, where networks are pretrained.
+FITTED_TEACHER_LEARNING_RATES = {1.0: 0.03, 0.0: 0.1}
+"""Of the teachers of `scenes-fitted`, by context shift: the best on val in `scenes-fitted-tuning` (a test holds it)."""
 BEST_OTHER_METHODS = ("i2ckd", "dist", "cwd")
 """The three best on val of the scenes, mean over seeds, each at the best of its weights (a test holds it)."""
 
@@ -51,12 +53,25 @@ def scenes_experiment(method: Method, seed: int, context_shift: float) -> Experi
     return replace(experiment, name=f"{method}-context{context_shift:g}-seed{seed}")
 
 
-def _scenes_methods(context_shifts: tuple[float, ...], longer: int = 1, fit: bool = False) -> Iterator[Experiment]:
+def _scenes_methods(context_shifts: tuple[float, ...], longer: int = 1) -> Iterator[Experiment]:
     for seed, context_shift, method in product(range(5), context_shifts, METHODS):
         # measured in the first records of `scenes-longer`, where a step of APD took 1.69 times that of the baseline
         equal = 1.69 / SECONDS_OF_APD["tiny"] if longer > 1 and method == "student_equal_seconds" else 1
-        experiment = lengthened(scenes_experiment(method, seed, context_shift), student=longer * equal, teacher=1)
-        yield fitted(experiment) if fit else experiment
+        yield lengthened(scenes_experiment(method, seed, context_shift), student=longer * equal, teacher=1)
+
+
+def _scenes_fitted() -> Iterator[Experiment]:
+    """The experiments of `scenes-longer` with networks that fit sides to their stride."""
+    for experiment in map(fitted, _scenes_methods(tuple(FITTED_TEACHER_LEARNING_RATES), longer=4)):
+        rate = FITTED_TEACHER_LEARNING_RATES[experiment.data.context_shift]
+        training = replace(experiment.teacher.training, learning_rate=rate)
+        yield replace(experiment, teacher=replace(experiment.teacher, training=training))
+
+
+def _scenes_fitted_tuning() -> Iterator[Experiment]:
+    for shift, tried in product(FITTED_TEACHER_LEARNING_RATES, (0.03, 0.1)):
+        teacher = fitted(scenes_experiment("student", 0, shift)).teacher_experiment()
+        yield _tried(teacher, tried, f"teacher-context{shift:g}")
 
 
 def _scenes_variant(
@@ -144,15 +159,6 @@ def _best_other_methods() -> Iterator[ablations.Variant]:
     yield from (*best, *map(ablations.with_apd, best[:2]))
 
 
-def _camvid_pairs() -> Iterator[Experiment]:
-    """DeepLabV3, at the learning rate of a PSPNet, teaches the small recipe's PSPNet; `camvid-small` has the rest."""
-    for seed, method in product(range(3), PAIR_METHODS[1:]):
-        experiment = recipe("small", method, seed=seed)
-        network = replace(experiment.teacher.network, head="aspp", aspp_reach=80)  # reaches half a crop
-        name = f"{method}-psp_mobilenetv2_050_from_aspp-seed{seed}"
-        yield replace(experiment, name=name, teacher=replace(experiment.teacher, network=network))
-
-
 # pretrained networks
 
 
@@ -206,6 +212,7 @@ def _fitted_sides() -> Iterator[Experiment]:
     """The baseline on CamVid at sides that do not fit the stride, and at the nearest that do."""
     for seed in range(3):
         camvid = recipe("camvid-small", "student", seed=seed)
+        camvid = replace(camvid, network=known.STUDENT, teacher=replace(camvid.teacher, network=known.TEACHER))
         data = replace(camvid.data, height=180, width=240, crop_height=160, crop_width=224)
         yield replace(camvid, data=data, name=f"student-camvid-seed{seed}")
         data = replace(data, height=177, width=241, crop_height=161, crop_width=225)
@@ -246,7 +253,8 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "scenes-tiny-tuning": _scenes_tiny_tuning,
     # four times the student's steps, the same teacher; learning rates were not tried anew
     "scenes-longer": partial(_scenes_methods, (1.0, 0.0), longer=4),
-    "scenes-fitted": partial(_scenes_methods, (1.0, 0.0), longer=4, fit=True),
+    "scenes-fitted": _scenes_fitted,
+    "scenes-fitted-tuning": _scenes_fitted_tuning,
     "scenes-shifts": _scenes_context_shifts,
     "scenes-terms": partial(_scenes_variants, ablations.term_variants),
     "scenes-options": partial(_scenes_variants, ablations.option_variants),
@@ -261,7 +269,6 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "camvid-small-rates": _camvid_small_rates,
     "camvid-small-ablations": partial(_camvid_small_variants, _fewer_terms),
     "camvid-small-rivals": partial(_camvid_small_variants, _best_other_methods),
-    "camvid-pairs": _camvid_pairs,
     "facade-tuning": _facade_tuning,
     "facade-learning-rates": partial(_learning_rates, "facade-small"),
     "facade-small": partial(_methods, "facade-small", seeds=3),

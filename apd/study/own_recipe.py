@@ -14,7 +14,7 @@ from apd.config.inference_options import SMALLEST_SIDE
 from apd.data.dataset_yaml import folder_spec, has_split, image_sizes, unlabelled_images
 from apd.fields import ExperimentError
 from apd.models.pretrained import OFFLINE_WEIGHTS, TORCHVISION_WEIGHTS
-from apd.study.recipes import ADAMW, ALIGNED_DISTILLERS, LEARNING_RATES, METHODS, AnyMethod
+from apd.study.recipes import ADAMW, DISTILLERS_OF, LEARNING_RATES, METHODS, AnyMethod, fitted
 
 IMAGE_AREA, CROP_AREA = 256 * 320, 160 * 224
 """Pixels of an image and of a training crop at most: half a second a step on one CPU core (own choice)."""
@@ -100,16 +100,16 @@ def own_recipe(
     data = _data(folder, sizes, size)
     stride = 16 if data.crop_height * data.crop_width > CROP_AREA / 4 else 8
     own, taught = (
-        NetworkConfig(backbone=backbone, weights=weights, head_width=width, output_stride=stride, fit_sides=True)
+        NetworkConfig(backbone=backbone, weights=weights, head_width=width, output_stride=stride)
         for (backbone, weights), width in ((_start(STUDENTS, student), 128), (_start(TEACHERS, teacher), 256))
     )
     name = f"{as_label(folder_spec(folder).name)}-{method}-seed{seed}"
     networks = {"network": own, "teacher": TeacherConfig(network=taught, training=training)}
     training = replace(training, learning_rate=LEARNING_RATES["labelmefacade"][method])
-    distillers, unlabelled = ALIGNED_DISTILLERS[method], len(unlabelled_images(folder))
+    distillers, unlabelled = DISTILLERS_OF[method], len(unlabelled_images(folder))
     data = replace(data, unlabelled=bool(unlabelled and distillers))
     experiment = Experiment(name=name, seed=seed, data=data, training=training, distillers=distillers, **networks)
-    return OwnRecipe(experiment, len(sizes), sizes[0], sizes[-1], size is not None, unlabelled)
+    return OwnRecipe(fitted(experiment), len(sizes), sizes[0], sizes[-1], size is not None, unlabelled)
 
 
 def _data(folder: Path | str, sizes: list[tuple[int, int]], size: tuple[int, int] | None) -> DataConfig:

@@ -14,7 +14,6 @@ from apd.study import published_recipes as published
 
 RealSize = Literal["facade-small", "facade-full", "camvid-small", "camvid-full"]
 REAL_SIZES: tuple[RealSize, ...] = get_args(RealSize)
-ALIGNED_SIZES = REAL_SIZES[1:]  # facade-small has records from before
 Size = Literal["tiny", "small", "full", RealSize, published.PaperSize, published.DetectionSize]
 Method = Literal["student", "student_equal_seconds", "pixel_kd", "apd", "apd_without_kd"]
 AnyMethod = Literal[Method, published.DetectionMethod]
@@ -34,12 +33,11 @@ DISTILLERS_OF: dict[Method, tuple[DistillerConfig, ...]] = {
     "apd_without_kd": (APDConfig(pixel_kd=0.0),),
 }
 """The distillers a method adds to the task loss, with the weights that all sizes but the paper's share."""
-ALIGNED_DISTILLERS: dict[Method, tuple[DistillerConfig, ...]] = DISTILLERS_OF | {
+OF_FINER_TEACHERS: dict[Method, tuple[DistillerConfig, ...]] = DISTILLERS_OF | {
     "pixel_kd": (PixelKDConfig(upsample_logits=True),),
-    "apd": (APDConfig(upsample_logits=True, align_corners=True),),
-    "apd_without_kd": (APDConfig(pixel_kd=0.0, align_corners=True),),
+    "apd": (APDConfig(upsample_logits=True),),
 }
-"""The same for a teacher on a finer grid, whose map averaged down to the student's loses thin objects."""
+"""The same for a teacher on a finer grid, whose logits averaged down to the student's lose thin objects."""
 
 SECONDS_OF_APD = {"facade-small": 2.09, "facade-full": 1.5, "camvid-small": 2.14, "camvid-full": 1.5}
 SECONDS_OF_APD |= {"tiny": 1.6, "small": 1.45, "full": 1.45}
@@ -93,10 +91,10 @@ _ON_GPU = {"device_augmentation": True, "cuda_graph": True, "fused": True}
 """What a GPU needs that shall not wait for the host; the small sizes are for a CPU."""
 
 
-def _real(data: DataConfig, student: int, teacher: int, batch: int, fit: bool = False, **more: bool) -> Experiment:
+def _real(data: DataConfig, student: int, teacher: int, batch: int, **more: bool) -> Experiment:
     """Networks that start from ImageNet, with so many steps of the student and of the teacher."""
     trainings = (replace(ADAMW, iterations=steps, batch_size=batch, **more) for steps in (student, teacher))
-    return _two(data, replace(STUDENT, fit_sides=fit), replace(TEACHER, fit_sides=fit), *trainings)
+    return _two(data, STUDENT, TEACHER, *trainings)
 
 
 _BASES: dict[Size, Experiment] = {
@@ -106,11 +104,9 @@ _BASES: dict[Size, Experiment] = {
     "full": _two(_WHOLE, *_PLAIN, TrainingConfig(iterations=12000, batch_size=16)),
     # tested at six tenths of that for most shapes, and so trained from 0.75 to 1.75 of what is seen then
     "facade-small": _real(DataConfig(**_FACADE, **_CROP, long_side=256, scale_min=0.45, scale_max=1.05), 2400, 2400, 8),
-    "facade-full": _real(
-        DataConfig(**_FACADE, **_LARGE, scale_min=0.75, scale_max=1.75), 3000, 6000, 16, True, **_ON_GPU
-    ),
+    "facade-full": _real(DataConfig(**_FACADE, **_LARGE, scale_min=0.75, scale_max=1.75), 3000, 6000, 16, **_ON_GPU),
     "camvid-small": _real(DataConfig(**_CAMVID, height=193, width=257, crop_height=161, crop_width=225), 2400, 1200, 8),
-    "camvid-full": _real(replace(_WHOLE, **_LARGE), 3000, 6000, 16, True, **_ON_GPU),
+    "camvid-full": _real(replace(_WHOLE, **_LARGE), 3000, 6000, 16, **_ON_GPU),
 }
 
 
@@ -150,8 +146,10 @@ def recipe(
         return published.detection_recipe(size, method, seed=seed)
     if size in get_args(published.PaperSize):
         return published.paper_recipe(size, method, seed=seed)
-    distillers = (ALIGNED_DISTILLERS if size in ALIGNED_SIZES else DISTILLERS_OF)[method]
+    fits = size in REAL_SIZES and size != "facade-small"  # which has records of before
+    distillers = (OF_FINER_TEACHERS if fits else DISTILLERS_OF)[method]
     base = replace(_BASES[size], name=f"{size}-{method}-seed{seed}", seed=seed, distillers=distillers)
+    base = fitted(base) if fits else base
     training = base.training
     if size == "tiny":
         base = replace(base, data=replace(base.data, context_shift=context_shift))
@@ -166,8 +164,7 @@ def recipe(
 def fitted(experiment: Experiment) -> Experiment:
     """The same experiment with networks that fit sides to their stride, and APD's labels at aligned corners."""
     network, teacher = replace(experiment.network, fit_sides=True), experiment.teacher
-    if teacher is not None:
-        teacher = replace(teacher, network=replace(teacher.network, fit_sides=True))
+    teacher = teacher and replace(teacher, network=replace(teacher.network, fit_sides=True))
     of_apd = (replace(d, align_corners=True) if isinstance(d, APDConfig) else d for d in experiment.distillers)
     return replace(experiment, network=network, teacher=teacher, distillers=tuple(of_apd))
 

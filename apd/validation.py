@@ -176,8 +176,7 @@ def has_values(tensor: Tensor) -> bool:
 def of_cells(labels_BHW: Tensor, axis: int, cells: int, align_corners: bool) -> Tensor:
     """The labels of so many cells along an axis, by the rules of :func:`apd.resize_labels`."""
     cell, pixels, last = torch.arange(cells, device=labels_BHW.device), labels_BHW.shape[axis], cells - 1
-    aligned = align_corners and last > 0
-    nearest = (cell * (pixels - 1) + last // 2) // last if aligned else cell * pixels // cells
+    nearest = (cell * (pixels - 1) + last // 2) // last if align_corners and last else cell * pixels // cells
     return labels_BHW.index_select(axis, nearest)
 
 

@@ -131,10 +131,10 @@ def _data(folder: Path | str, sizes: list[tuple[int, int]], size: tuple[int, int
 
 
 def _fitted(shape: tuple[float, float], area: int) -> tuple[int, int]:
-    """Sides of about that shape and at most about so many pixels: multiples of 32, or a smaller image's own."""
-    zoom = min(1.0, math.sqrt(area / (shape[0] * shape[1])))
-    rounded = (round(side * zoom / SMALLEST_SIDE) * SMALLEST_SIDE for side in shape)
-    return tuple(max(SMALLEST_SIDE, min(near, int(side))) for near, side in zip(rounded, shape, strict=True))
+    """Sides of about that shape and at most about so many pixels: an image's own, or where it has more of 32k + 1."""
+    zoom = math.sqrt(area / (shape[0] * shape[1]))
+    nearest = (round((side * zoom - 1) / SMALLEST_SIDE) * SMALLEST_SIDE + 1 if zoom < 1 else side for side in shape)
+    return tuple(max(SMALLEST_SIDE, int(min(near, side))) for near, side in zip(nearest, shape, strict=True))
 
 
 def _start(known: tuple[tuple[str, str], ...], asked: str) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from apd.report.statistics import DATA_NAMES, Comparison, compare, spread
 
 BOOK = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- main results: by book/figures/main_results.py -->", "<!-- end of the main results -->"
-SEGMENTATION = ("scenes-fitted", "camvid-small", "facade-small")
+SEGMENTATION = ("scenes-longer", "camvid-small", "facade-small")
 PANELS = {
     "student": ("the baseline", "Compared with training without a teacher, at equal steps"),
     "pixel_kd": ("pixel KD", "Compared with pixel KD from the same teacher, at equal steps"),

@@ -13,7 +13,7 @@ from apd.study.published_recipes import PUBLISHED
 
 OURS = (
     "scenes-tiny",
-    "scenes-fitted",
+    "scenes-longer",
     "camvid-small",
     "facade-small",
     "camvid-pretrained",
@@ -61,7 +61,7 @@ def _named(comparison: Comparison) -> tuple[str, str]:
     network = comparison.any_record.experiment.network
     start = "" if network.weights == "none" else "pretrained, "
     if data.name == "scenes":
-        return f"Scenes, shift {data.context_shift:g}", remark + (", sides fitted" if network.fit_sides else "")
+        return f"Scenes, shift {data.context_shift:g}", remark
     size = f", {data.height}×{data.width}" if data.height else ""
     return f"{DATA_NAMES[data.name]}{size}", start + remark
 

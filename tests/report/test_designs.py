@@ -161,15 +161,15 @@ def pair_records(name="scenes-pairs", keep=lambda e: method_in(e) in PAIR_METHOD
 
 @pytest.fixture(scope="module")
 def data_sets():
-    return pairs_of([r for name in ("scenes-pairs", "camvid-pairs", "camvid-small") for r in pair_records(name)])
+    return pairs_of([r for name in ("scenes-pairs", "facade-pairs", "facade-small") for r in pair_records(name)])
 
 
 def test_records_become_pairs_by_data_set_same_architecture_ones_first(data_sets):
-    on_scenes, on_camvid = data_sets
+    on_scenes, on_facade = data_sets
     assert [pair.cross_architecture for pair in on_scenes] == [False] * 6 + [True] * 6
     assert {BACKBONE_NAMES[pair.student.backbone] for pair in on_scenes} == set(BACKBONES)
     assert len({(pair.heads, pair.student.backbone) for pair in on_scenes}) == 12
-    assert [pair.heads for pair in on_camvid] == ["PSPNet ← PSPNet", "PSPNet ← DeepLabV3"]
+    assert [pair.heads for pair in on_facade] == ["PSPNet ← PSPNet"] * 2 + ["PSPNet ← DeepLabV3"]
     assert all(set(pair.runs.variants) == set(PAIR_METHODS) for pairs in data_sets for pair in pairs)
     assert pairs_of([]) == pairs_of(pair_records(keep=lambda e: not e.distillers)) == []
 
@@ -188,7 +188,7 @@ def test_a_run_that_is_missing_takes_its_seed_out_of_every_mean():
 
 
 def test_the_match_of_heads_is_the_mean_over_roles_and_backbones_and_there_where_students_have_both_heads(data_sets):
-    on_scenes, on_camvid = data_sets
+    on_scenes, on_facade = data_sets
     found = head_match(on_scenes, "apd")
     assert set(found) == {*BACKBONES, ALL}
     for seed in range(3):
@@ -199,7 +199,7 @@ def test_the_match_of_heads_is_the_mean_over_roles_and_backbones_and_there_where
         assert {backbone: found[backbone].pairs[seed] for backbone in BACKBONES} == pytest.approx(by_hand)
         assert found[ALL].pairs[seed] == pytest.approx(math.fsum(by_hand.values()) / 3)
     assert len(reading.head_match_rows(on_scenes)) == 2 * 4
-    assert reading.head_match_rows(on_camvid) == {}
+    assert reading.head_match_rows(on_facade) == {}
 
 
 def test_the_match_of_heads_sees_a_teacher_of_ones_own_architecture_and_not_a_better_teacher():

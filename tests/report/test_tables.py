@@ -281,7 +281,7 @@ def test_variants_of_several_campaigns_stand_beside_their_methods_on_the_data_of
 @pytest.mark.parametrize("name", ["03_does_it_work", "04_ablations", "05_rivals", "07_pairs"])
 @pytest.mark.parametrize("kept", ["none", "every other run of the first seed"])
 def test_a_chapter_works_with_the_records_that_are_there(tmp_path, name, kept):
-    of_pairs = ("scenes-pairs", "camvid-pairs", "camvid-small", "scenes-pairs-tuning")
+    of_pairs = ("scenes-pairs", "scenes-pairs-tuning")
     for campaign in of_pairs if name == "07_pairs" else ("scenes-tiny", *VARIANTS):
         records = made_up_campaign(campaign, right, lambda e: e.seed == 0)
         save_all(tmp_path / campaign, records[::2] if kept != "none" else [])

@@ -22,8 +22,8 @@ TV, LITE0 = ("mobilenetv2_100", "torchvision"), ("efficientnet_lite0", "imagenet
 LITE2, RANDOM = ("efficientnet_lite2", "imagenet"), (("mobilenetv2_100", "none"), ("efficientnet_lite2", "none"))
 AT_HAND = [((TV, LITE0, LITE2), TV, LITE2), ((LITE0, LITE2), LITE0, LITE2), ((TV,), TV, TV), ((), *RANDOM)]
 YARD = [(360, 480), (480, 640), (338, 600), (480, 360)]
-CHOSEN = [(YARD, (256, 320), (160, 224), 16, 100), ([(64, 96)] * 30, (64, 96), (64, 96), 8, 300)]
-CHOSEN += [([(64, 1280)] * 120, (64, 1280), (32, 832), 16, 600), ([(300, 2)] * 10**6, (288, 32), (288, 32), 16, 10_000)]
+CHOSEN = [(YARD, (257, 321), (161, 225), 16, 100), ([(64, 96)] * 30, (64, 96), (64, 96), 8, 300)]
+CHOSEN += [([(64, 1280)] * 120, (64, 1280), (33, 833), 16, 600), ([(300, 2)] * 10**6, (300, 32), (300, 32), 16, 10_000)]
 OWN = ["--data.name", "folder", "--data.folder", "FOLDER"]
 
 

@@ -28,7 +28,7 @@ TUNED_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd", "apd_without_
 """Methods with a learning rate of their own; the equal-time baseline has the baseline's."""
 TRIED_SMALL_LEARNING_RATES = (0.01, 0.02, 0.04)  # On CamVid at half resolution, of the baseline and of every method.
 TRIED_LEARNING_RATES = (8e-4, 4e-4, 2e-4, 16e-4)  # Of the same, where networks are pretrained.
-FITTED_TEACHER_RATES = {1.0: 0.03, 0.0: 0.1}
+FITTED_RATES = {1.0: 0.03, 0.0: 0.1}
 """Of the teachers of `scenes-fitted`, by context shift: the best on val in `scenes-fitted-tuning` (a test holds it)."""
 BEST_OTHER_METHODS = ("i2ckd", "dist", "cwd")
 """The three best on val of the scenes, mean over seeds, each at the best of its weights (a test holds it)."""
@@ -62,15 +62,13 @@ def _scenes_methods(context_shifts: tuple[float, ...], longer: int = 1) -> Itera
 
 def _scenes_fitted() -> Iterator[Experiment]:
     """The experiments of `scenes-longer` with networks that fit sides to their stride."""
-    for experiment in map(fitted, _scenes_methods(tuple(FITTED_TEACHER_RATES), longer=4)):
-        training = replace(
-            experiment.teacher.training, learning_rate=FITTED_TEACHER_RATES[experiment.data.context_shift]
-        )
+    for experiment in map(fitted, _scenes_methods(tuple(FITTED_RATES), longer=4)):
+        training = replace(experiment.teacher.training, learning_rate=FITTED_RATES[experiment.data.context_shift])
         yield replace(experiment, teacher=replace(experiment.teacher, training=training))
 
 
 def _scenes_fitted_tuning() -> Iterator[Experiment]:
-    for shift, tried in product(FITTED_TEACHER_RATES, (0.03, 0.1)):
+    for shift, tried in product(FITTED_RATES, (0.03, 0.1)):
         teacher = fitted(scenes_experiment("student", 0, shift)).teacher_experiment()
         yield _tried(teacher, tried, f"teacher-context{shift:g}")
 

@@ -17,7 +17,7 @@ from apd.report.figures.answers import PAIR_RATES, beside_methods, detectable, i
 from apd.report.statistics import LONGER, compare, mean_interval, method_of
 from apd.study import campaigns as study
 from apd.study.ablations import BEST, OTHER_METHODS, at_best, option_variants, plain_variants, variant_names
-from apd.study.campaigns import BEST_OTHER_METHODS, TUNED_METHODS, experiments_of
+from apd.study.campaigns import BEST_OTHER_METHODS, FITTED_RATES, TUNED_METHODS, experiments_of
 from apd.study.recipes import LEARNING_RATES, METHOD_NAMES, SECONDS_OF_APD, SMALL_LEARNING_RATES, lengthened, recipe
 from apd.training.record import RecordError, read_records, records_folder
 
@@ -174,6 +174,14 @@ def test_the_weights_and_learning_rates_of_the_study_are_the_best_of_the_committ
     tried = set(product(TUNED_METHODS, study.TRIED_SMALL_LEARNING_RATES))
     assert {(method, rate) for method, rate, _ in camvid} == tried
     assert best_of(camvid) == {method: SMALL_LEARNING_RATES[method] for method in TUNED_METHODS}
+
+
+def test_teachers_of_fitted_scenes_have_the_learning_rate_that_is_best_for_each_context_shift():
+    records = read_records(records_folder("scenes-fitted-tuning"))
+    found = [(r.experiment.data.context_shift, r.experiment.training.learning_rate, r) for r in records]
+    assert best_of(found) == FITTED_RATES
+    planned = experiments_of("scenes-fitted")
+    assert {(e.data.context_shift, e.teacher.training.learning_rate) for e in planned} == set(FITTED_RATES.items())
 
 
 def test_the_best_other_methods_are_those_of_the_records():

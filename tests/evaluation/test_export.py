@@ -100,7 +100,7 @@ def test_a_program_computes_the_networks_logits_at_any_batch_height_and_width(tm
 def student(tmp_path_factory):
     """A student whose norms have statistics, and its ONNX file of any size."""
     torch.manual_seed(0)
-    model = build_segmenter("test_efficientnet", 5, head_width=16, output_stride=8)
+    model = build_segmenter("test_efficientnet", 5, head_width=16, output_stride=8, fit_sides=True)
     with torch.no_grad():
         for _ in range(3):
             model.train()(torch.rand(4, 3, 64, 64))
@@ -207,7 +207,9 @@ def folder(tmp_path):
     return tmp_path / "net"
 
 
-@pytest.mark.parametrize("choices", [{"dropout": 0.3}, {"head": "aspp", "output_stride": 16, "aspp_reach": 96}])
+@pytest.mark.parametrize(
+    "choices", [{"dropout": 0.3}, {"head": "aspp", "output_stride": 16, "aspp_reach": 96, "fit_sides": True}]
+)
 def test_a_network_comes_back_bit_by_bit_and_can_be_saved_again(choices, tmp_path):
     model, images = build_segmenter(**SMALL, **choices).eval(), torch.rand(2, 3, 40, 72)
     model.save_pretrained(tmp_path / "a" / "net")

@@ -72,8 +72,8 @@ class APDLoss(nn.Module):
         labels_from: ``"truth"`` (default, paper), or ``"teacher"``: its predictions, so that images without labels can
             be distilled; of ``labels`` only size and range count then.
         detach_prototypes: the observation term does not move the student's prototypes (default False, released code).
-        align_corners: features meet on the finer grid, upsampled with aligned corners, with labels of the pixels where
-            these put cells. False (default): on the coarser grid, the finer map averaged, with the nearest (released).
+        align_corners: True: features meet on the finer grid, and a cell takes the label of the pixel where upsampling
+            with aligned corners shows it. False (default): on the coarser grid, and the nearest label (released code).
         weights: of the terms by name, each with its default in :data:`apd.losses.DEFAULT_WEIGHTS` (own choice), but 0
             for ``regularisation`` without heads. A term of weight 0 is not computed, and a head that no term trains is
             frozen.

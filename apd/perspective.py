@@ -75,8 +75,8 @@ def resize_labels(labels_BHW: Tensor, size: tuple[int, int], *, align_corners: b
     """Labels on another grid (h, w) by the nearest rule: cell ``i`` of ``h`` takes pixel ``floor(i * H / h)``.
 
     That is the rule of ``torch.nn.functional.interpolate(mode="nearest")``, for every integer dtype and without its
-    float32 rounding, which is off by a pixel at times. With ``align_corners`` it is the pixel nearest to
-    ``i * (H - 1) / (h - 1)``, where logits upsampled with aligned corners have cell i: at sides of 8k + 1, pixel 8i.
+    float32 rounding, which is off by a pixel at times. With ``align_corners``, for h > 1, it is the pixel nearest to
+    ``i * (H - 1) / (h - 1)``, where logits upsampled with aligned corners show cell i: at sides of 8k + 1, pixel 8i.
     """
     validation.check_labels(labels_BHW, len(labels_BHW) if isinstance(labels_BHW, Tensor) and labels_BHW.ndim else 0)
     for axis, cells in zip((1, 2), size, strict=True):
@@ -88,7 +88,7 @@ def resize_labels(labels_BHW: Tensor, size: tuple[int, int], *, align_corners: b
 def match_grids(one_BChw: Tensor, other_BChw: Tensor, *, align_corners: bool = False) -> tuple[Tensor, Tensor]:
     """Both maps on the coarser of their grids (per axis), the finer one averaged down to it (own choice).
 
-    With ``align_corners`` on the finer one, the coarser upsampled bilinearly: averaging would lose thin objects.
+    With ``align_corners``, both are on the finer grid: the coarser map is upsampled, as averaging loses thin objects.
     """
     upsample = functools.partial(F.interpolate, mode="bilinear", align_corners=True)
     chosen, resize = (max, upsample) if align_corners else (min, F.adaptive_avg_pool2d)

@@ -234,7 +234,7 @@ def check_values(
         at_hand = value.is_cpu and has_values(value)
         is_finite = at_hand and math.isfinite(_extent(name, value))
         if not is_finite and ignore_index is not None:
-            align = getattr(module, "align_corners", False)
+            align = name.endswith("features") and getattr(module, "align_corners", False)
             checked[name] = value = _finite_where_ignored(name, value, labels_BHW, ignore_index, align)
         if not (_reading and has_values(value) and (at_hand or first)):
             continue

@@ -164,6 +164,9 @@ def train(arguments: list[str], sentence: str) -> int:
         start = replace(start, network=NetworkConfig())
     if only(arguments, ("--teacher.network.builder",)) and start.teacher is not None:
         start = replace(start, teacher=replace(start.teacher, network=NetworkConfig()))
+    if only(arguments, ("--network.builder", "--teacher.network.builder")):  # whose cells lie by rules of their own
+        plain = (replace(d, align_corners=False) if hasattr(d, "align_corners") else d for d in start.distillers)
+        start = replace(start, distillers=tuple(plain))
     for owner in ("training", "teacher.training"):
         if epochs := only(arguments, (f"--{owner}.epochs",)):  # in the place of the recipe's iterations
             if given := only(arguments, (f"--{owner}.iterations",)):

@@ -143,7 +143,8 @@ def torchvision_functions() -> ModuleType:
 
 
 def _grown(region: Region, margin: int, size: tuple[int, ...]) -> Region:
-    return tuple(slice(max(side.start - margin, 0), min(side.stop + margin, end)) for side, end in zip(region, size))
+    sides = zip(region, size, strict=True)
+    return tuple(slice(max(side.start - margin, 0), min(side.stop + margin, length)) for side, length in sides)
 
 
 def _within(region: Region, wider: Region) -> Region:

@@ -209,7 +209,9 @@ class DeviceStream(BatchStream):
         index_B = self._sent([index for index, _ in slots])
         (y_Bh, weights_BhH, shown_Bh), (x_Bw, weights_BwW, shown_Bw) = (
             _sampled(self._sent(axis).float(), crop, length)
-            for axis, crop, length in zip((rows, columns), self.augmentation.crop, self.labels_NHW.shape[1:])
+            for axis, crop, length in zip(
+                (rows, columns), self.augmentation.crop, self.labels_NHW.shape[1:], strict=True
+            )
         )
         shown_Bhw = shown_Bh[:, :, None] & shown_Bw[:, None, :]
         labels_Bhw = self.labels_NHW[index_B[:, None, None], y_Bh[:, :, None], x_Bw[:, None, :]]

@@ -111,17 +111,17 @@ class Segmenter(nn.Module):
     The images' normalisation lies in the state dict: a checkpoint is complete. `head` makes `width` features of the
     backbone's last map; an auxiliary head makes logits of the one before. Images must be floating-point `B 3 H W` in
     [0, 1], with sides of at least 32 pixels, else a TypeError or ValueError; the values are checked on the CPU only,
-    since a check would make a GPU wait.
+    since a check would make a GPU wait. With `side_stride` above 1, they are resized to sides of side_stride · k + 1.
     """
 
     config: Mapping[str, Any] = {}
     """What `config.json` holds: under `network` the arguments of :func:`~apd.models.build_segmenter`."""
 
     def __init__(
-        self, backbone: Backbone, head: nn.Module, num_classes: int, *, width: int, dropout: float, fitted: int = 1
+        self, backbone: Backbone, head: nn.Module, num_classes: int, *, width: int, dropout: float, side_stride: int = 1
     ) -> None:
         super().__init__()
-        self.feature_channels, self.num_classes, self.fitted = width, num_classes, fitted
+        self.feature_channels, self.num_classes, self.side_stride = width, num_classes, side_stride
         self.register_buffer("image_mean", torch.tensor(backbone.mean, dtype=torch.float32).reshape(1, 3, 1, 1))
         self.register_buffer("image_std", torch.tensor(backbone.std, dtype=torch.float32).reshape(1, 3, 1, 1))
         # the order of these lines is that of the random draws and of the state dict, on which records rest
@@ -134,8 +134,8 @@ class Segmenter(nn.Module):
     def forward(self, images_B3HW: Tensor) -> SegOutput:
         """Images `B 3 H W`, floating point in [0, 1] → :class:`~apd.models.SegOutput`."""
         check_images(images_B3HW)
-        if self.fitted > 1:
-            size = tuple(fitted_side(side, self.fitted) for side in images_B3HW.shape[2:])
+        if self.side_stride > 1:
+            size = tuple(fitted_side(side, self.side_stride) for side in images_B3HW.shape[2:])
             images_B3HW = F.interpolate(images_B3HW, size, mode="bilinear", align_corners=True)
         early_BChw, late_BChw = self.backbone((images_B3HW - self.image_mean) / self.image_std)[-2:]
         features_BChw = self.head(late_BChw)
@@ -265,8 +265,8 @@ def build_segmenter(
         pooling = PyramidPooling(made.channels, head_width)
     else:
         pooling = AtrousPooling(made.channels, head_width, dilations=aspp_dilations(aspp_reach, output_stride))
-    fitted = output_stride if fit_sides else 1
-    model = Segmenter(made, pooling, num_classes, width=head_width, dropout=dropout, fitted=fitted)
+    sizes = {"width": head_width, "dropout": dropout, "side_stride": output_stride if fit_sides else 1}
+    model = Segmenter(made, pooling, num_classes, **sizes)
     network = {"backbone": backbone, "num_classes": num_classes, "head": head, "head_width": head_width}
     network |= {"output_stride": output_stride, "dropout": dropout, "dilation": dilation, "aspp_reach": aspp_reach}
     model.config = {"network": network | ({"fit_sides": True} if fit_sides else {})}

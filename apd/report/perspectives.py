@@ -110,7 +110,8 @@ def own_perspectives(
     classes = {"num_classes": spec.num_classes, "ignore_index": spec.ignore_index}
     for images_B3HW, labels_BHW, _names in evaluation_batches(dataset, batch_size):
         output = teacher(images_B3HW.to(device))
-        labels_Bhw = resize_labels(labels_BHW.to(device), output.features.shape[2:])
+        grid = {"align_corners": distiller.align_corners}
+        labels_Bhw = resize_labels(labels_BHW.to(device), output.features.shape[2:], **grid)
         own_BKC, present_BK = class_prototypes(output.features, labels_Bhw, **classes)
         found = distance_to_shared(teacher.classifier.weight.flatten(1), own_BKC, present_BK)
         projected_BDhw = distiller.teacher_head(output.features)
@@ -187,8 +188,9 @@ class _Watcher:
         self.apd.register_forward_pre_hook(self._train_pair, with_kwargs=True)
 
     def _train_pair(self, _module: APDLoss, _arguments: tuple[()], given: dict[str, Any]) -> None:
-        features = match_grids(given["student_features"].detach().float(), given["teacher_features"].float())
-        labels_Bhw = resize_labels(given["labels"], features[0].shape[2:])
+        both = given["student_features"].detach().float(), given["teacher_features"].float()
+        features = match_grids(*both, align_corners=self.apd.align_corners)
+        labels_Bhw = resize_labels(given["labels"], features[0].shape[2:], align_corners=self.apd.align_corners)
         with torch.enable_grad():
             projected = self.pair.student_head(features[0]), self.pair.teacher_head(features[1])
             (student_BKD, present_BK), (teacher_BKD, _) = (self.prototypes(value, labels_Bhw) for value in projected)
@@ -205,8 +207,9 @@ class _Watcher:
         training = self.run.student.training
         by_student_BChw = self.run.student.eval()(self.images_B3HW).features
         self.run.student.train(training)
-        student_BChw, teacher_BChw = match_grids(by_student_BChw, self.features_BChw)
-        labels_Bhw = resize_labels(self.labels_BHW, teacher_BChw.shape[2:])
+        grid = {"align_corners": self.apd.align_corners}
+        student_BChw, teacher_BChw = match_grids(by_student_BChw, self.features_BChw, **grid)
+        labels_Bhw = resize_labels(self.labels_BHW, teacher_BChw.shape[2:], **grid)
         projected = {
             "student": self.apd.student_head(student_BChw),
             "teacher": self.apd.teacher_head(teacher_BChw),

@@ -11,17 +11,7 @@ from apd.fields import UsageError, did_you_mean
 from apd.study import ablations
 from apd.study import published_recipes as published
 from apd.study import recipes as known
-from apd.study.recipes import (
-    METHODS,
-    PAIR_METHODS,
-    SECONDS_OF_APD,
-    Method,
-    Size,
-    fitted,
-    lengthened,
-    recipe,
-    scenes_pair,
-)
+from apd.study.recipes import METHODS, PAIR_METHODS, SECONDS_OF_APD, Method, Size, lengthened, recipe, scenes_pair
 from apd.training.run import run_folder
 
 TUNED_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd", "apd_without_kd")
@@ -61,15 +51,15 @@ def _scenes_methods(context_shifts: tuple[float, ...], longer: int = 1) -> Itera
 
 
 def _scenes_fitted() -> Iterator[Experiment]:
-    """The experiments of `scenes-longer` with networks that fit sides to their stride."""
-    for experiment in map(fitted, _scenes_methods(tuple(FITTED_RATES), longer=4)):
+    """The experiments of `scenes-longer` with networks that fit sides, and teachers at a learning rate of their own."""
+    for experiment in map(known.with_fitted_sides, _scenes_methods(tuple(FITTED_RATES), longer=4)):
         training = replace(experiment.teacher.training, learning_rate=FITTED_RATES[experiment.data.context_shift])
         yield replace(experiment, teacher=replace(experiment.teacher, training=training))
 
 
 def _scenes_fitted_tuning() -> Iterator[Experiment]:
     for shift, tried in product(FITTED_RATES, (0.03, 0.1)):
-        teacher = fitted(scenes_experiment("student", 0, shift)).teacher_experiment()
+        teacher = known.with_fitted_sides(scenes_experiment("student", 0, shift)).teacher_experiment()
         yield _tried(teacher, tried, f"teacher-context{shift:g}")
 
 
@@ -207,7 +197,7 @@ def _facade_few_labels() -> Iterator[Experiment]:
 
 
 def _fitted_sides() -> Iterator[Experiment]:
-    """The baseline on CamVid at sides that do not fit the stride, and at the nearest that do."""
+    """The pretrained baseline on CamVid at sides that do not fit its stride of 16, and at the nearest that do."""
     for seed in range(3):
         camvid = recipe("camvid-small", "student", seed=seed)
         camvid = replace(camvid, network=known.STUDENT, teacher=replace(camvid.teacher, network=known.TEACHER))

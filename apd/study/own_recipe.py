@@ -14,7 +14,7 @@ from apd.config.inference_options import SMALLEST_SIDE
 from apd.data.dataset_yaml import folder_spec, has_split, image_sizes, unlabelled_images
 from apd.fields import ExperimentError
 from apd.models.pretrained import OFFLINE_WEIGHTS, TORCHVISION_WEIGHTS
-from apd.study.recipes import ADAMW, DISTILLERS_OF, LEARNING_RATES, METHODS, AnyMethod, fitted
+from apd.study.recipes import ADAMW, DISTILLERS_OF, LEARNING_RATES, METHODS, AnyMethod, with_fitted_sides
 
 IMAGE_AREA, CROP_AREA = 256 * 320, 160 * 224
 """Pixels of an image and of a training crop at most: half a second a step on one CPU core (own choice)."""
@@ -109,7 +109,7 @@ def own_recipe(
     distillers, unlabelled = DISTILLERS_OF[method], len(unlabelled_images(folder))
     data = replace(data, unlabelled=bool(unlabelled and distillers))
     experiment = Experiment(name=name, seed=seed, data=data, training=training, distillers=distillers, **networks)
-    return OwnRecipe(fitted(experiment), len(sizes), sizes[0], sizes[-1], size is not None, unlabelled)
+    return OwnRecipe(with_fitted_sides(experiment), len(sizes), sizes[0], sizes[-1], size is not None, unlabelled)
 
 
 def _data(folder: Path | str, sizes: list[tuple[int, int]], size: tuple[int, int] | None) -> DataConfig:
@@ -131,10 +131,10 @@ def _data(folder: Path | str, sizes: list[tuple[int, int]], size: tuple[int, int
 
 
 def _fitted(shape: tuple[float, float], area: int) -> tuple[int, int]:
-    """Sides of about that shape and at most about so many pixels: an image's own, or where it has more of 32k + 1."""
-    zoom = math.sqrt(area / (shape[0] * shape[1]))
-    nearest = (round((side * zoom - 1) / SMALLEST_SIDE) * SMALLEST_SIDE + 1 if zoom < 1 else side for side in shape)
-    return tuple(max(SMALLEST_SIDE, int(min(near, side))) for near, side in zip(nearest, shape, strict=True))
+    """Sides of about that shape and at most about so many pixels: multiples of 32, or a smaller image's own."""
+    zoom = min(1.0, math.sqrt(area / (shape[0] * shape[1])))
+    rounded = (round(side * zoom / SMALLEST_SIDE) * SMALLEST_SIDE for side in shape)
+    return tuple(max(SMALLEST_SIDE, min(near, int(side))) for near, side in zip(rounded, shape, strict=True))
 
 
 def _start(known: tuple[tuple[str, str], ...], asked: str) -> tuple[str, str]:

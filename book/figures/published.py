@@ -58,8 +58,7 @@ def _named(comparison: Comparison) -> tuple[str, str]:
     data, runs = comparison.data, comparison.variants["apd"].values()
     seeds = len(comparison.difference("apd", "student").pairs)
     remark = f"{next(iter(runs)).experiment.training.iterations} steps, {seeds} seeds"
-    network = comparison.any_record.experiment.network
-    start = "" if network.weights == "none" else "pretrained, "
+    start = "" if comparison.any_record.experiment.network.weights == "none" else "pretrained, "
     if data.name == "scenes":
         return f"Scenes, shift {data.context_shift:g}", remark
     size = f", {data.height}×{data.width}" if data.height else ""

@@ -73,6 +73,17 @@ def test_features_that_meet_at_aligned_corners_are_those_of_the_finer_grid_with_
     assert module(**batch)["observation"] != distiller(like=module)(**batch)["observation"]
 
 
+def test_features_may_be_nan_in_cells_whose_label_by_the_rule_in_use_is_ignored():
+    batch = random_batch(grid=(3, 3)) | {"labels": torch.randint(0, 5, (2, 33, 33))}
+    batch["student_features"].data[0, :, 1, 1] = torch.nan
+    for ignored, align in ((16, True), (11, False)):  # the middle pixel, and the one of the nearest rule
+        labels = batch["labels"].clone()
+        labels[0, ignored, ignored] = 255
+        assert distiller(align_corners=align)(**batch | {"labels": labels})["loss"].isfinite()
+        with pytest.raises(ValueError, match="student_features holds NaN"):
+            distiller(align_corners=not align)(**batch | {"labels": labels})
+
+
 def test_labels_from_the_teacher_are_its_upsampled_predictions_and_the_given_ones_are_of_no_account():
     batch, module = random_batch(), distiller(labels_from="teacher")
     size = tuple(batch["labels"].shape[1:])

@@ -22,8 +22,8 @@ TV, LITE0 = ("mobilenetv2_100", "torchvision"), ("efficientnet_lite0", "imagenet
 LITE2, RANDOM = ("efficientnet_lite2", "imagenet"), (("mobilenetv2_100", "none"), ("efficientnet_lite2", "none"))
 AT_HAND = [((TV, LITE0, LITE2), TV, LITE2), ((LITE0, LITE2), LITE0, LITE2), ((TV,), TV, TV), ((), *RANDOM)]
 YARD = [(360, 480), (480, 640), (338, 600), (480, 360)]
-CHOSEN = [(YARD, (257, 321), (161, 225), 16, 100), ([(64, 96)] * 30, (64, 96), (64, 96), 8, 300)]
-CHOSEN += [([(64, 1280)] * 120, (64, 1280), (33, 833), 16, 600), ([(300, 2)] * 10**6, (300, 32), (300, 32), 16, 10_000)]
+CHOSEN = [(YARD, (256, 320), (160, 224), 16, 100), ([(64, 96)] * 30, (64, 96), (64, 96), 8, 300)]
+CHOSEN += [([(64, 1280)] * 120, (64, 1280), (32, 832), 16, 600), ([(300, 2)] * 10**6, (288, 32), (288, 32), 16, 10_000)]
 OWN = ["--data.name", "folder", "--data.folder", "FOLDER"]
 
 
@@ -137,6 +137,18 @@ def test_the_student_alone_trains_no_teacher_unless_options_ask_for_one(tmp_path
     assert own[1].teacher.training.learning_rate == rates["student"]
     assert trained(folder, "--method", "student") == 0
     assert "; teacher mIoU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("builder", ["", "--network.builder", "--teacher.network.builder"])
+def test_cells_lie_at_aligned_corners_unless_a_network_is_of_another_library(builder, tmp_path, monkeypatch):
+    seen, folder, nets = [], make(tmp_path / "fields"), tmp_path / "nets.py"
+    nets.write_text("def net(num_classes): ...")
+    monkeypatch.setattr("apd.training.run.train", lambda experiment, **_: seen.append(experiment) or pytest.skip())
+    with pytest.raises(pytest.skip.Exception):
+        leave("train", *OWN[:3], str(folder), *([builder, f"{nets}:net"] if builder else []))
+    (apd,), networks = seen[0].distillers, (seen[0].network, seen[0].teacher.network)
+    assert apd.align_corners == (not builder)
+    assert [network.fit_sides for network in networks] == [not network.builder for network in networks]
 
 
 @pytest.mark.parametrize("asked", [["--size=tiny"], ["tiny-apd"]])

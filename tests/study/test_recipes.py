@@ -204,6 +204,15 @@ def test_two_steps_of_the_recipe_are_made_on_coco_itself(size, method, place, ru
     assert set(record.teacher_ap) == ({"boxes", "masks"} if "boxes" not in size else {"boxes"})
 
 
+@pytest.mark.parametrize("size", ["tiny", "small", "full", *REAL_SIZES])
+def test_networks_and_apd_fit_the_sides_of_photographs_but_for_recipes_whose_records_are_older(size):
+    experiment, alone = recipe(size, "apd"), recipe(size, "pixel_kd")
+    (apd,), (kd,), networks = experiment.distillers, alone.distillers, (experiment.network, experiment.teacher.network)
+    fits = size in ("facade-full", "camvid-small", "camvid-full")
+    assert [network.fit_sides for network in networks] == [fits, fits]
+    assert [apd.align_corners, apd.upsample_logits, kd.upsample_logits] == [fits] * 3
+
+
 @pytest.mark.parametrize("size", get_args(Size))
 def test_the_methods_of_a_recipe_differ_in_what_the_method_is_and_in_nothing_else(size):
     student = recipe(size, "student", seed=3)

@@ -36,13 +36,14 @@ def shared_and_own(
     """
     device, ignored, name = next(distiller.parameters()).device, spec.ignore_index, spec.class_names[label]
     outputs = [network(sample.image_3HW[None].to(device) / 255) for network in networks.values()]
-    features = match_grids(*(output.features for output in outputs))
-    labels_1hw = resize_labels(sample.labels_HW[None].long().to(device), features[0].shape[2:])
+    grid = {"align_corners": distiller.align_corners}
+    features = match_grids(*(output.features for output in outputs), **grid)
+    labels_1hw = resize_labels(sample.labels_HW[None].long().to(device), features[0].shape[2:], **grid)
     views = {}
     for who, output, features_1Chw in zip(networks, outputs, features, strict=True):
         projected_1Dhw = getattr(distiller, f"{who}_head")(features_1Chw)
         own = class_prototypes(projected_1Dhw, labels_1hw, spec.num_classes, ignore_index=ignored)
-        views[f"{who}, shared perspective"] = match_grids(output.logits, projected_1Dhw)[0][0].cpu()
+        views[f"{who}, shared perspective"] = match_grids(output.logits, projected_1Dhw, **grid)[0][0].cpu()
         views[f"{who}, own perspective"] = observe(projected_1Dhw, *own, scale=distiller.scale)[0].cpu()
     labels_hw, present_K = labels_1hw[0].cpu(), own[1][0].cpu()
     grid = [draw.label_pixels(labels_hw, spec), draw.mapped(labels_hw == label, 0, 1, draw.SCORES)]

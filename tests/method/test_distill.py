@@ -174,7 +174,9 @@ def test_degenerate_labels_give_finite_terms_connected_to_every_parameter_as_rel
         assert out["alignment"] > 0
 
 
-@pytest.mark.parametrize(("options", "backend"), [(RELEASED, "aot_eager"), ({}, "inductor")], ids=str)
+@pytest.mark.parametrize(
+    ("options", "backend"), [(RELEASED, "aot_eager"), ({"align_corners": True}, "aot_eager"), ({}, "inductor")], ids=str
+)
 def test_the_method_compiles_to_one_graph_with_equal_results(options, backend):
     module, batch = distiller(torch.float32, **options), random_batch(dtype=torch.float32)
     if backend == "aot_eager":

@@ -136,7 +136,8 @@ def page(found: Sequence[Result]) -> str:
             *advice(found),
             "",
             "Each comparison, one of them of detectors, has one pair of networks; the tests cover the student’s seed, "
-            "not other teachers.",
+            "not other teachers. In all but the one of detectors, images have {ref}`sides that do not fit <sides>` the "
+            "networks’ stride; these runs are being repeated.",
             "::::",
             "",
             f'<figure class="align-center" id="main-results">\n<div>\n{images}\n</div>',

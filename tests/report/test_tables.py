@@ -14,7 +14,7 @@ from apd.report.comparisons import corrected_gains, holm_corrected, pairs_of
 from apd.report.figures import answers as reading
 from apd.report.figures import tables
 from apd.report.figures.answers import PAIR_RATES, beside_methods, detectable, interval, pair_trials, trials_table
-from apd.report.statistics import LONGER, compare, mean_interval, method_of
+from apd.report.statistics import LONGER, compare, mean_interval, method_of, paired_difference
 from apd.study import campaigns as study
 from apd.study.ablations import BEST, OTHER_METHODS, at_best, option_variants, plain_variants, variant_names
 from apd.study.campaigns import BEST_OTHER_METHODS, FITTED_RATES, TUNED_METHODS, experiments_of
@@ -206,15 +206,33 @@ def test_learning_rates_on_labelmefacade_are_the_best_of_their_records():
     assert rates["student_equal_seconds"] == rates["student"]
 
 
-@pytest.mark.parametrize(("size", "name"), [("facade-small", "facade-small")])
-def test_the_longer_baseline_has_the_seconds_of_apd(size, name):
+def test_at_sides_that_fit_the_baseline_gains_and_the_order_of_the_methods_stays():
+    both, _ = reading.read_campaigns(["scenes-longer", "scenes-fitted", "fitted-sides"])
+    before, after = (compare(both[name]) for name in ("scenes-longer", "scenes-fitted"))
+    for old, new in zip(before, after, strict=True):
+        assert old.data == new.data
+        assert paired_difference(new.values("student"), old.values("student")).mean > 0
+        means = [{m: fmean(one.values(m).values()) for m in TUNED_METHODS} for one in (old, new)]
+        assert sorted(means[0], key=means[0].get) == sorted(means[1], key=means[1].get)
+    unfit, fit = (
+        {
+            r.experiment.seed: r.scores.miou
+            for r in both["fitted-sides"]
+            if (r.experiment.data.crop_height == 161) is fits
+        }
+        for fits in (False, True)
+    )
+    assert paired_difference(fit, unfit).mean > 0
+
+
+def test_the_longer_baseline_has_the_seconds_of_apd():
     took = {}
-    for record in (r for r in reading.read_campaigns([name])[0][name] if r.experiment.seed == 0):
+    for record in (r for r in reading.read_campaigns(["facade-small"])[0]["facade-small"] if r.experiment.seed == 0):
         took[method_of(record.experiment)] = record.content["core_seconds_per_iteration"]
     step = min(took[method] for method in ("student", "student_equal_seconds") if method in took)
-    assert SECONDS_OF_APD[size] == pytest.approx(took["apd"] / step, rel=0.03)
-    longer, student = (recipe(size, method).training for method in ("student_equal_seconds", "student"))
-    assert longer.iterations == round(student.iterations * SECONDS_OF_APD[size])
+    assert SECONDS_OF_APD["facade-small"] == pytest.approx(took["apd"] / step, rel=0.03)
+    longer, student = (recipe("facade-small", method).training for method in ("student_equal_seconds", "student"))
+    assert longer.iterations == round(student.iterations * SECONDS_OF_APD["facade-small"])
 
 
 def test_differences_are_listed_with_their_corrected_p_values():
